@@ -1,0 +1,45 @@
+"""What softmax does inside a Hugging Face model, replaced behind the switches that its users already have.
+
+Importing this package is enough: the attention names are registered with transformers at once if it is loaded, and
+otherwise at the moment it is. Nothing heavy is imported before it is used.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that has it
+_LAZY = {
+    "AdoptionArguments": "hf_softext.training.adoption",
+    "AdoptionTrainer": "hf_softext.training.adoption",
+    "adopt": "hf_softext.training.adoption",
+    "apply_attention": "hf_softext.attention.apply",
+    "register": "hf_softext.registration",
+    "verify_attention": "hf_softext.attention.verify",
+}
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def _register_when_loaded(host: str = "transformers.modeling_utils") -> None:
+    def register(_: Any) -> None:
+        importlib.import_module("hf_softext.registration").register()
+
+    if host in sys.modules:
+        register(None)
+    else:
+        importlib.import_module("wrapt").register_post_import_hook(register, host)
+
+
+_register_when_loaded()

@@ -1,0 +1,1 @@
+"""Attention methods for `attn_implementation=`: one file a method, one adapter for all of them."""

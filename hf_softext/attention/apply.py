@@ -1,0 +1,77 @@
+"""Choose an attention method, with its parameters, for a model or a config."""
+
+from typing import Any, TypeVar
+
+from hf_softext.attention._common import AttentionMethod
+from hf_softext.attention.record import KEY, RunningAttention, all_configs, warn_swap, write_block
+from hf_softext.catalog import find
+
+Target = TypeVar("Target")
+
+
+def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
+    """Run a model on an attention method, and have every save of it say so.
+
+    Args:
+        model: a transformers model, changed in place; or a config, for `from_pretrained(..., config=config)` and
+            `from_config(config)`.
+        name: "softplus", "softplus_reweighted" or "stablemax".
+        **parameters: the method's parameters; `softext info NAME` lists them with their ranges.
+
+    Returns:
+        `model`, so that calls can be chained.
+
+    Raises:
+        ValueError: an unknown name or parameter (the nearest known one is suggested), a value out of range, head dim 1
+            with cosine scores, or a model class that does not look attention up in transformers' registry. Nothing is
+            changed then.
+
+    Example:
+        ```python
+        model = AutoModelForCausalLM.from_pretrained("any/llama")
+        hf_softext.apply_attention(model, "softplus_reweighted", power=3)
+        model.save_pretrained("out")          # from_pretrained("out") runs the same attention
+        ```
+    """
+    method: AttentionMethod = find(name, "attention").load()
+    resolved = method.resolve(parameters)
+    is_model = hasattr(model, "set_attn_implementation")
+    config: Any = getattr(model, "config") if is_model else model
+    if not hasattr(config, "_attn_implementation"):
+        raise ValueError(f"model must be a transformers model or config, not {type(model).__name__}.")
+    configs = all_configs(config)
+    for part in configs:
+        method.check_head_dim(_head_dim(part), resolved["scale"])
+
+    before = config._attn_implementation
+    if is_model:
+        _switch(model, name)
+    else:
+        config._attn_implementation = name
+    for part in configs:
+        write_block(part, name, resolved)
+        setattr(part, KEY, RunningAttention(part))
+    if before != name and getattr(config, "name_or_path", ""):
+        warn_swap(config.name_or_path, name)
+    return model
+
+
+def _switch(model: Any, name: str) -> None:
+    if model.config._attn_implementation == name:
+        return
+    # a class that builds its attention from a table of its own raises KeyError or refuses with a logged warning
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise ValueError(
+            f"{type(model).__name__} does not look its attention up in transformers' AttentionInterface, so "
+            f"{name!r} would have no effect; it still runs {model.config._attn_implementation!r}."
+        )
+
+
+def _head_dim(config: Any) -> int:
+    """The head dim that a config states, or 2 (which passes) where it states none."""
+    explicit = getattr(config, "head_dim", None)
+    if isinstance(explicit, int):
+        return explicit
+    hidden, heads = (getattr(config, key, None) for key in ("hidden_size", "num_attention_heads"))
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 2

@@ -1,0 +1,107 @@
+"""The catalogue: one row for every published method that works here. Pure data, imports nothing heavy."""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the catalogue.
+
+    Attributes:
+        name: what the user types.
+        family: the switch that takes the name: "attention" is `attn_implementation=`.
+        summary: one line, no full stop.
+        paper: the publication.
+        path: "module:attribute" of the implementation.
+        status: "stable" or "experimental".
+        extra: the optional dependency group that it needs, if any.
+    """
+
+    name: str
+    family: str
+    summary: str
+    paper: Paper
+    path: str
+    status: str = "stable"
+    extra: str | None = None
+
+    def load(self) -> Any:
+        """Import and return the implementation."""
+        module, _, attribute = self.path.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+_SOFTPLUS = Paper(
+    title="Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models",
+    authors="Bo Gao, Michael W. Spratling",
+    year=2025,
+    arxiv="2501.13428",
+)
+_GROKKING = Paper(
+    title="Grokking at the Edge of Numerical Stability",
+    authors="Lucas Prieto, Melih Barsbey, Pedro A. M. Mediano, Tolga Birdal",
+    year=2025,
+    arxiv="2501.04697",
+)
+
+CATALOG: tuple[Method, ...] = (
+    Method(
+        name="softplus",
+        family="attention",
+        summary="softplus of length-scaled cosine scores instead of exp (LSSA)",
+        paper=_SOFTPLUS,
+        path="hf_softext.attention.softplus:SOFTPLUS",
+    ),
+    Method(
+        name="softplus_reweighted",
+        family="attention",
+        summary="softplus attention whose weights are sharpened by a power (LSSAR)",
+        paper=_SOFTPLUS,
+        path="hf_softext.attention.softplus:SOFTPLUS_REWEIGHTED",
+    ),
+    Method(
+        name="stablemax",
+        family="attention",
+        summary="StableMax of the scaled scores: linear instead of exponential growth",
+        paper=_GROKKING,
+        path="hf_softext.attention.stablemax:STABLEMAX",
+    ),
+)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of an error message: the nearest known word if there is one, then all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."
+
+
+def methods(family: str | None = None) -> list[Method]:
+    """The rows of one family, or all of them."""
+    return [row for row in CATALOG if family in (None, row.family)]
+
+
+def find(name: str, family: str | None = None) -> Method:
+    """The row called `name`.
+
+    Raises:
+        ValueError: no such row; the message suggests the nearest one.
+    """
+    rows = {row.name: row for row in methods(family)}
+    if name not in rows:
+        kind = "method" if family is None else f"{family} method"
+        raise ValueError(f"Unknown {kind} {name!r}.{did_you_mean(str(name), list(rows))}")
+    return rows[name]
