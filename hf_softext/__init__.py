@@ -1,14 +1,15 @@
-"""What softmax does inside a Hugging Face model, replaced behind the switches that its users already have.
+"""What softmax does inside a Hugging Face model, replaced behind the switches that its users
+already have.
 
-Importing this package is enough: the attention names are registered with transformers at once if it is loaded, and
-otherwise at the moment it is. Nothing heavy is imported before it is used.
+Importing this package is enough: the attention names are registered with transformers at once if
+it is loaded, and otherwise at the moment it is. Nothing heavy is imported before it is used.
 """
 
 import importlib
 import sys
 from typing import Any
 
-__version__ = "0.1.0"
+from hf_softext.version import __version__
 
 # public name -> the module that has it
 _LAZY = {

@@ -1,4 +1,5 @@
-"""The catalogue: one row for every published method that works here. Pure data, imports nothing heavy."""
+"""The catalogue: one row for every published method that works here. Pure data, imports nothing
+heavy."""
 
 import difflib
 import importlib

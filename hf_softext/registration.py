@@ -8,8 +8,8 @@ from hf_softext.catalog import methods
 def register() -> list[str]:
     """Register every attention method of the catalogue, with its mask function.
 
-    `import hf_softext` arranges this already: at once where transformers is loaded, else when it is. Calling it again
-    changes nothing.
+    `import hf_softext` arranges this already: at once where transformers is loaded, else when it
+    is. Calling it again changes nothing.
 
     Returns:
         The names that are registered.
@@ -25,7 +25,8 @@ def register() -> list[str]:
         present = AttentionInterface._global_mapping.get(row.name)
         if present not in (None, forward):
             raise ValueError(
-                f"attn_implementation={row.name!r} is taken by {getattr(present, '__module__', present)!r}; "
+                f"attn_implementation={row.name!r} is taken by "
+                f"{getattr(present, '__module__', present)!r}; "
                 f"import hf_softext without that package, or have it use another name."
             )
         AttentionInterface.register(row.name, forward)
@@ -34,11 +35,16 @@ def register() -> list[str]:
     return names
 
 
-def explicit_mask(*args: Any, allow_is_causal_skip: Any = None, allow_is_bidirectional_skip: Any = None, **kwargs: Any):
+def explicit_mask(
+    *args: Any,
+    allow_is_causal_skip: Any = None,
+    allow_is_bidirectional_skip: Any = None,
+    **kwargs: Any,
+):
     """The boolean mask (B, 1, Q, K) of transformers, never skipped.
 
-    A skipped mask leaves it to the attention function to guess whether the model is causal, and several encoders say
-    nothing about that; the number of visible keys is needed anyhow.
+    A skipped mask leaves it to the attention function to guess whether the model is causal, and
+    several encoders say nothing about that; the number of visible keys is needed anyhow.
     """
     from transformers.masking_utils import sdpa_mask
 

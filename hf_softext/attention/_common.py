@@ -1,4 +1,4 @@
-"""The adapter between transformers' attention slot and a method: everything that is not the method itself."""
+"""The adapter between transformers' attention slot and a method."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from hf_softext.attention.parameters import Parameters, resolve
 from hf_softext.attention.record import block_parameters, record_use
 
-# an additive mask hides a key where it is below this. models write -100 (Swin, CLAP), -1e4 or the dtype's minimum;
-# slow-tailed weights such as StableMax's would give such a key a share, so hidden means hidden
+# an additive mask hides a key where it is below this. models write -100 (Swin, CLAP), -1e4 or the
+# dtype's minimum; slow-tailed weights such as StableMax's would give such a key a share, so hidden
+# means hidden
 HIDDEN_BELOW = -50.0
 
 # arguments that change what a model computes and that no method here can honour
@@ -28,23 +29,30 @@ OBSERVERS: list[Callable[[nn.Module], None]] = []
 class AttentionMethod:
     r"""An attention method: how scores become weights, and whether the scores are cosines.
 
-    Scores, before soft-cap, bias and mask, with D the head dim and $N_i$ the number of keys visible to query i:
+    Scores, before soft-cap, bias and mask, with D the head dim and $N_i$ the number of keys
+    visible to query i:
 
-    - dot products, $s_{ij} = c\,\langle q_i, k_j\rangle$, with $c$ = `scale`, else the model's scaling, else $D^{-1/2}$;
-    - cosines, $s_{ij} = c\,\log N_i\,\cos(q_i, k_j)$, with $c$ = `scale`, else $\log D$; the model's scaling is not used.
+    - dot products, $s_{ij} = c\,\langle q_i, k_j\rangle$, with $c$ = `scale`, else the model's
+      scaling, else $D^{-1/2}$;
+    - cosines, $s_{ij} = c\,\log N_i\,\cos(q_i, k_j)$, with $c$ = `scale`, else $\log D$; the
+      model's scaling is not used.
 
     Attributes:
         name: the name in the registry.
-        weights: `weights(scores, keep, **parameters)`: (B, H, Q, K) float32 or float64 scores and a broadcastable bool
-            `keep` to weights that are 0 where hidden and rows that sum to 1 (or 0 if nothing is visible).
+        weights: `weights(scores, keep, **parameters)`: (B, H, Q, K) float32 or float64 scores and
+            a broadcastable bool `keep` to weights that are 0 where hidden and rows that sum to 1
+            (or 0 if nothing is visible).
         cosine: which of the two scores.
         parameters: what `config.softext` may say; always has `scale`, the rest goes to `weights`.
+        start: for a method that is hard to learn as it is, the values from which adoption eases
+            its parameters in.
     """
 
     name: str
     weights: Callable[..., Tensor]
     cosine: bool
     parameters: Parameters = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
 
     def resolve(self, given: dict[str, Any]) -> dict[str, Any]:
         """Validated parameters; raises ValueError for an unknown name or a value out of range."""
@@ -54,7 +62,7 @@ class AttentionMethod:
         """Raise ValueError where the default scale log(D) of cosine scores would be 0."""
         if self.cosine and scale is None and head_dim < 2:
             raise ValueError(
-                f"{self.name!r} scales scores by log(head dim), which is {math.log(max(head_dim, 1)):g} for head dim "
+                f"{self.name!r} scales scores by log(head dim), which is not positive for head dim "
                 f"{head_dim}: give `scale`, or use a head dim of 2 or more."
             )
 
@@ -79,34 +87,36 @@ class AttentionMethod:
             query: (B, H, Q, D).
             key: (B, G, K, D), H a multiple of G.
             value: (B, G, K, Dv).
-            attention_mask: None, bool (True is visible) or additive float, broadcastable to (B, H, Q, K). Additive
-                values below -50 hide the key, the others are added to the scores.
+            attention_mask: None, bool (True is visible) or additive float, broadcastable to (B, H,
+                Q, K). Additive values below -50 hide the key, the others are added to the scores.
             scaling: the model's factor on dot products.
             dropout: probability with which a weight is dropped, after normalisation, in training.
-            is_causal: whether a missing mask means causal; else the module's `is_causal`, else its config's
-                `is_decoder`. Query i then sees keys 0 to i; a single query sees every key.
+            is_causal: whether a missing mask means causal; else the module's `is_causal`, else its
+                config's `is_decoder`. Query i then sees keys 0 to i; a single query sees every key.
             softcap: c in s <- c tanh(s / c), before biases and mask.
             position_bias: added to the scores, broadcastable to (B, H, Q, K).
-            **kwargs: what else models pass along; informational, except for the arguments that are refused.
+            **kwargs: what else models pass along; informational, except for the arguments that are
+                refused.
 
         Returns:
-            Output (B, Q, H, Dv), contiguous, and weights (B, H, Q, K), both in the dtype of `query`.
+            Output (B, Q, H, Dv), contiguous, and weights (B, H, Q, K), both in the dtype of
+            `query`.
 
         Raises:
             NotImplementedError: an argument that would change the model and is not supported.
             ValueError: a bad `config.softext`, an integer mask, or head dim 1 with cosine scores.
 
         Notes:
-            Scores and weights are computed in float32 (float64 for float64 inputs), also under autocast. A NaN in a
-            key reaches only the rows that see the key; a NaN in a value reaches every row, as a weight of 0 times
-            NaN is NaN.
+            Scores and weights are computed in float32 (float64 for float64 inputs), also under
+            autocast. A NaN in a key reaches only the rows that see the key; a NaN in a value
+            reaches every row, as a weight of 0 times NaN is NaN.
         """
         for name in _REFUSED:
             if kwargs.get(name) is not None:
                 raise NotImplementedError(
-                    f"attn_implementation={self.name!r} does not support the argument `{name}` that "
-                    f"{type(module).__name__} passes; without it the model would compute something else. "
-                    f'Use attn_implementation="eager" for this model.'
+                    f"attn_implementation={self.name!r} does not support the argument `{name}` "
+                    f"that {type(module).__name__} passes; without it the model would compute "
+                    f'something else. Use attn_implementation="eager" for this model.'
                 )
         for observer in OBSERVERS:
             observer(module)
@@ -145,7 +155,7 @@ class AttentionMethod:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension; one shorter than 1e-12 becomes 0, with gradient 0."""
+    """Vectors of length 1 along the last dimension; below 1e-12 they and their gradient are 0."""
     squared = vectors.square().sum(dim=-1, keepdim=True)
     usable = ~(squared <= 1e-24)
     return vectors * torch.where(usable, squared, 1.0).rsqrt() * usable
@@ -163,7 +173,8 @@ def visibility(
         causal: what a missing mask means.
 
     Returns:
-        `keep`, bool with last dimension K, broadcastable to (B, H, Q, K), and the additive bias or None.
+        `keep`, bool with last dimension K, broadcastable to (B, H, Q, K), and the additive bias or
+        None.
 
     Raises:
         ValueError: an integer mask: 0/1 and additive cannot be told apart.
@@ -178,8 +189,8 @@ def visibility(
         return mask.expand(*mask.shape[:-1], keys), None
     if not mask.is_floating_point():
         raise ValueError(
-            f"attention_mask of dtype {mask.dtype} and {mask.dim()} dimensions is ambiguous: pass bool (True is "
-            f"visible) or float (added to the scores)."
+            f"attention_mask of dtype {mask.dtype} and {mask.dim()} dimensions is ambiguous: pass "
+            f"bool (True is visible) or float (added to the scores)."
         )
     mask = mask.expand(*mask.shape[:-1], keys)
     keep = ~(mask < HIDDEN_BELOW)

@@ -13,8 +13,8 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
     """Run a model on an attention method, and have every save of it say so.
 
     Args:
-        model: a transformers model, changed in place; or a config, for `from_pretrained(..., config=config)` and
-            `from_config(config)`.
+        model: a transformers model, changed in place; or a config, for `from_pretrained(...,
+            config=config)` and `from_config(config)`.
         name: "softplus", "softplus_reweighted" or "stablemax".
         **parameters: the method's parameters; `softext info NAME` lists them with their ranges.
 
@@ -22,9 +22,9 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
         `model`, so that calls can be chained.
 
     Raises:
-        ValueError: an unknown name or parameter (the nearest known one is suggested), a value out of range, head dim 1
-            with cosine scores, or a model class that does not look attention up in transformers' registry. Nothing is
-            changed then.
+        ValueError: an unknown name or parameter (the nearest known one is suggested), a value out
+            of range, head dim 1 with cosine scores, or a model class that does not look attention
+            up in transformers' registry. Nothing is changed then.
 
     Example:
         ```python
@@ -36,9 +36,11 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
     method: AttentionMethod = find(name, "attention").load()
     resolved = method.resolve(parameters)
     is_model = hasattr(model, "set_attn_implementation")
-    config: Any = getattr(model, "config") if is_model else model
+    config: Any = model.config if is_model else model  # pyright: ignore[reportAttributeAccessIssue]
     if not hasattr(config, "_attn_implementation"):
-        raise ValueError(f"model must be a transformers model or config, not {type(model).__name__}.")
+        raise ValueError(
+            f"model must be a transformers model or config, not {type(model).__name__}."
+        )
     configs = all_configs(config)
     for part in configs:
         method.check_head_dim(_head_dim(part), resolved["scale"])
@@ -59,12 +61,14 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
 def _switch(model: Any, name: str) -> None:
     if model.config._attn_implementation == name:
         return
-    # a class that builds its attention from a table of its own raises KeyError or refuses with a logged warning
+    # a class that builds its attention from a table of its own raises KeyError or refuses with a
+    # logged warning
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise ValueError(
-            f"{type(model).__name__} does not look its attention up in transformers' AttentionInterface, so "
-            f"{name!r} would have no effect; it still runs {model.config._attn_implementation!r}."
+            f"{type(model).__name__} does not look its attention up in transformers' "
+            f"AttentionInterface, so {name!r} would have no effect; it still runs "
+            f"{model.config._attn_implementation!r}."
         )
 
 

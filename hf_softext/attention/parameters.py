@@ -32,7 +32,11 @@ class Number:
             return None
         kind = int if self.integer else (int, float)
         usable = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-        if not usable or not self.low <= value <= self.high or (self.above_low and value == self.low):
+        if (
+            not usable
+            or not self.low <= value <= self.high
+            or (self.above_low and value == self.low)
+        ):
             raise ValueError(f"{name}={value!r} is not allowed: {self.describe()}.")
         return value
 
@@ -80,5 +84,7 @@ def resolve(method: str, known: Parameters, given: Mapping[str, Any]) -> dict[st
     """
     for name in given:
         if name not in known:
-            raise ValueError(f"{method!r} has no parameter {name!r}.{did_you_mean(str(name), list(known))}")
+            raise ValueError(
+                f"{method!r} has no parameter {name!r}.{did_you_mean(str(name), list(known))}"
+            )
     return {name: spec.check(name, given.get(name, spec.default)) for name, spec in known.items()}

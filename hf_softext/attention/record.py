@@ -1,8 +1,10 @@
-"""What a config says about attention: the block `config.softext` and the key that makes the choice survive a save.
+"""What a config says about attention: the block `config.softext` and the key that makes the choice
+survive a save.
 
-transformers strips its own record of the attention implementation when it writes `config.json`, but it honours a key
-"attn_implementation" that it finds there. So every config that ran one of our methods carries such a key, whose value is
-worked out when the config is written: whatever runs at that moment.
+transformers strips its own record of the attention implementation when it writes `config.json`,
+but it honours a key "attn_implementation" that it finds there. So every config that ran one of our
+methods carries such a key, whose value is worked out when the config is written: whatever runs at
+that moment.
 """
 
 import warnings
@@ -22,8 +24,9 @@ _WARNED: set[str] = set()
 class RunningAttention:
     """A value for `config.attn_implementation` that is worked out when it is read.
 
-    Serialising a config deep-copies its `__dict__`: there this object turns into the plain name that runs now (or a
-    dict with one for each sub-config, if they differ). Copying the config itself keeps it, tied to the copy.
+    Serialising a config deep-copies its `__dict__`: there this object turns into the plain name
+    that runs now (or a dict with one for each sub-config, if they differ). Copying the config
+    itself keeps it, tied to the copy.
     """
 
     def __init__(self, config: Any):
@@ -70,7 +73,7 @@ def write_block(config: Any, name: str, parameters: dict[str, Any]) -> None:
 
 
 def record_use(config: Any, name: str, parameters: dict[str, Any]) -> None:
-    """Make sure that a config which runs `name` will say so when it is saved; warn at the first swap in a process."""
+    """Have a config that runs `name` say so when it is saved; warn at the first swap."""
     if config is None or isinstance(vars(config).get(KEY), RunningAttention):
         return
     if BLOCK not in vars(config):
@@ -90,7 +93,9 @@ def block_parameters(config: Any, name: str) -> dict[str, Any]:
     if block is None:
         return {}
     if not isinstance(block, dict):
-        raise ValueError(f"config.{BLOCK} must be a dict such as {{'attention': {name!r}}}, not {block!r}.")
+        raise ValueError(
+            f"config.{BLOCK} must be a dict like {{'attention': {name!r}}}, not {block!r}."
+        )
     parameters = {key: value for key, value in block.items() if key != "attention"}
     written_for = block.get("attention", name)
     if written_for == name:
@@ -98,7 +103,8 @@ def block_parameters(config: Any, name: str) -> dict[str, Any]:
     other = find(written_for, "attention").load()
     if other.resolve(parameters) != other.resolve({}):
         _warn_once(
-            f"config.{BLOCK} has parameters for {written_for!r}, but {name!r} runs: they are not used. "
+            f"config.{BLOCK} has parameters for {written_for!r}, but {name!r} runs: they are not "
+            "used. "
             f"Call hf_softext.apply_attention(model, {name!r}) to settle it."
         )
     return {}
@@ -109,8 +115,9 @@ def warn_swap(source: str, name: str) -> None:
     if "swap" not in _WARNED:
         _WARNED.add("swap")
         _warn_once(
-            f"{name!r} replaces the attention that the weights of {source!r} were trained with, so the outputs change "
-            f"until they are trained with it: softext adopt {source} --attention {name} --data FILE"
+            f"{name!r} replaces the attention that the weights of {source!r} were trained with, so "
+            f"the outputs change until they are trained with it: "
+            f"softext adopt {source} --attention {name} --data FILE"
         )
 
 

@@ -1,9 +1,10 @@
 """Length-scaled softplus attention (LSSA) and its re-weighted form (LSSAR).
 
 Reference:
-    B. Gao, M. W. Spratling, "Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language
-    Models", 2025, arXiv 2501.13428. The formulas were taken from accounts of the latest version and from an
-    independent implementation; the authors' own code could not be obtained.
+    B. Gao, M. W. Spratling, "Softplus Attention with Re-weighting Boosts Length Extrapolation in
+    Large Language Models", 2025, arXiv 2501.13428. The formulas were taken from accounts of the
+    latest version and from an independent implementation; the authors' own code could not be
+    obtained.
 """
 
 from torch import Tensor
@@ -38,4 +39,6 @@ SOFTPLUS_REWEIGHTED = AttentionMethod(
         "free_rows": Number(default=3, low=0, high=2**31, integer=True),
         "degenerate": Choice(default="softplus", options=("softplus", "zero")),
     },
+    # here it equals softplus
+    start={"power": 1.0, "shift": 0.0},
 )

@@ -1,10 +1,11 @@
 """StableMax attention: the positive map of StableMax in place of exp.
 
-The paper uses StableMax in the loss; as an attention normaliser it is this package's own combination.
+The paper uses StableMax in the loss; as an attention normaliser it is this package's own
+combination.
 
 Reference:
-    L. Prieto, M. Barsbey, P. A. M. Mediano, T. Birdal, "Grokking at the Edge of Numerical Stability", 2025,
-    arXiv 2501.04697.
+    L. Prieto, M. Barsbey, P. A. M. Mediano, T. Birdal, "Grokking at the Edge of Numerical
+    Stability", 2025, arXiv 2501.04697.
 """
 
 from torch import Tensor

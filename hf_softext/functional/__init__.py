@@ -1,7 +1,8 @@
-"""Pure tensor functions, one idea a file. Nothing here knows a model, a config or another part of this package."""
+"""Pure tensor functions, one idea a file. Nothing here knows a model, a config or another part of
+this package."""
 
 from hf_softext.functional.masked_softmax import masked_softmax
-from hf_softext.functional.softplus import log_softplus, softplus_normalize, sharpen
+from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
 
 __all__ = [

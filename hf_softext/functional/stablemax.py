@@ -1,4 +1,5 @@
-"""StableMax: a softmax whose positive map grows linearly, so that it cannot saturate in floating point."""
+"""StableMax: a softmax whose positive map grows linearly, so that it cannot saturate in floating
+point."""
 
 import torch
 from torch import Tensor
@@ -7,7 +8,8 @@ from torch import Tensor
 def stablemax_logits(scores: Tensor) -> Tensor:
     r"""$g(z) = \mathrm{sign}(z)\log(1+|z|)$, so that StableMax(z) = softmax(g(z)).
 
-    The paper's map is $s(z) = z+1$ for $z \ge 0$ and $1/(1-z)$ for $z < 0$; $g = \log s$ for every $z$.
+    The paper's map is $s(z) = z+1$ for $z \ge 0$ and $1/(1-z)$ for $z < 0$; $g = \log s$ for every
+    $z$.
 
     Args:
         scores: any shape, floating point.
@@ -16,7 +18,8 @@ def stablemax_logits(scores: Tensor) -> Tensor:
         Same shape and dtype. The derivative is $1/(1+|z|)$, also at 0.
 
     Notes:
-        The ratio form of the authors' code has a NaN gradient at z = 1 in float32; this one has none.
+        The ratio form of the authors' code has a NaN gradient at z = 1 in float32; this one has
+        none.
     """
     # |z| written with where: autograd's abs has gradient 0 at 0, the derivative there is 1
     positive = scores >= 0
@@ -35,16 +38,17 @@ def stablemax(scores: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension that sums to 1.
 
     Returns:
-        Same shape and dtype. Monotone in the scores, but not invariant to adding a constant to them.
+        Same shape and dtype. Monotone in the scores, but not invariant to adding a constant to
+        them.
 
     Reference:
-        L. Prieto, M. Barsbey, P. A. M. Mediano, T. Birdal, "Grokking at the Edge of Numerical Stability", 2025,
-        arXiv 2501.04697.
+        L. Prieto, M. Barsbey, P. A. M. Mediano, T. Birdal, "Grokking at the Edge of Numerical
+        Stability", 2025, arXiv 2501.04697.
     """
     return log_stablemax(scores, dim).exp()
 
 
 def log_stablemax(scores: Tensor, dim: int = -1) -> Tensor:
-    """Logarithm of [`stablemax`][hf_softext.functional.stablemax.stablemax], with the same arguments."""
-    wide = scores.double() if scores.dtype == torch.float64 else scores.float()
+    """Logarithm of `stablemax`, with the same arguments."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
     return torch.log_softmax(stablemax_logits(wide), dim=dim).to(scores.dtype)

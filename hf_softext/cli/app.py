@@ -1,0 +1,121 @@
+"""The commands of `softext` and their options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="softext",
+    help="Replacements for softmax inside Hugging Face models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id or a folder.")]
+AttentionOption = Annotated[
+    str, typer.Option("--attention", "-a", help="Attention method, see `list`.")
+]
+ParamOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param", "-p", metavar="NAME=VALUE", help="Parameter of the method; may be repeated."
+    ),
+]
+
+
+@app.command("list")
+def list_methods() -> None:
+    """List the methods that work."""
+    from hf_softext.cli import describe
+
+    describe.print_list()
+
+
+@app.command()
+def info(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A name from `list`.")],
+) -> None:
+    """Show a method: its paper, its parameters with their ranges, how to switch it on."""
+    from hf_softext.cli import describe
+
+    describe.print_info(method)
+
+
+@app.command()
+def env() -> None:
+    """Print the versions that a bug report needs."""
+    from hf_softext.cli import describe
+
+    describe.print_env()
+
+
+@app.command()
+def verify(model: ModelArgument, attention: AttentionOption, param: ParamOption = None) -> None:
+    """Tell whether a model would really run an attention method, without loading its weights.
+
+    Exit status 2 where it would not: a third of the model classes of transformers has attention
+    code of its own.
+    """
+    from hf_softext.cli import attention as commands
+
+    commands.verify(model, attention, param or [])
+
+
+@app.command()
+def adopt(
+    model: ModelArgument,
+    attention: AttentionOption,
+    data: Annotated[
+        Path, typer.Option(help="Text: .txt (a line an example), .jsonl, .csv, .parquet.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="New folder. [default: MODEL-ATTENTION]")] = None,
+    param: ParamOption = None,
+    column: Annotated[
+        str, typer.Option(help="The column of a table that holds the text.")
+    ] = "text",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of an example that are used.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of examples.")] = 42,
+) -> None:
+    """Teach a pretrained text model to compute under a new attention what it computed before.
+
+    Started again with the same arguments, an interrupted run continues. More settings, and several
+    processes: trainers/adopt_attention.py.
+    """
+    from hf_softext.cli import attention as commands
+
+    given = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    commands.adopt(model, attention, data, out, param or [], column=column, seed=seed, **settings)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report and the models.")] = Path(
+        "softext-demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two minutes instead of ten; rough figures.")
+    ] = False,
+) -> None:
+    """Train, compare, save, reload, generate and draw, offline: one HTML report.
+
+    A small language model on Shakespeare under five attentions, tested at up to 16 times its
+    training length; then the adoption of three attentions by all-MiniLM-L6-v2. Needs the extra
+    `demo`.
+    """
+    from hf_softext.demo.run import run_demo
+
+    report = run_demo(out, quick)
+    typer.echo(f"The report is {report.resolve()}")

@@ -1,0 +1,1 @@
+"""The demonstration behind `softext demo`: real data, real pretrained weights, one report."""

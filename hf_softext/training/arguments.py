@@ -1,0 +1,50 @@
+"""Arguments of the launchable trainers: a YAML file first, the command line over it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_softext.catalog import did_you_mean
+
+Arguments = TypeVar("Arguments")
+
+
+def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
+    """Parse `[CONFIG.yaml] [--name value ...]` into a dataclass of arguments.
+
+    Args:
+        arguments: the dataclass, a `TrainingArguments` usually.
+        argv: the command line without the program; by default this process's.
+
+    Returns:
+        An instance: the dataclass's defaults, overridden by the file, overridden by the command
+        line.
+
+    Raises:
+        ValueError: the file is not a YAML mapping, or has a key that the dataclass does not know
+            (the nearest known one is suggested).
+        SystemExit: the command line is wrong, or asks for `--help`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(arguments)
+    if words and Path(words[0]).suffix in (".yaml", ".yml"):
+        path = Path(words.pop(0))
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError(f"{path} is not a mapping of argument names to values.")
+        known = [field.name for field in fields(arguments) if field.init]
+        for name in given:
+            if name not in known:
+                near = did_you_mean(str(name), known).split(" Known:")[0]
+                raise ValueError(f"{path} has an unknown argument {name!r}.{near}")
+        # a value in the file stands in for the default, so a flag that is required may come from
+        # either
+        parser.set_defaults(**given)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in given
+    return parser.parse_args_into_dataclasses(args=words)[0]
