@@ -15,12 +15,21 @@ from hf_softext.version import __version__
 _LAZY = {
     "AdoptionArguments": "hf_softext.training.adoption",
     "AdoptionTrainer": "hf_softext.training.adoption",
-    "adopt": "hf_softext.training.adoption",
+    "adopt": "hf_softext.training.adopt",
     "apply_attention": "hf_softext.attention.apply",
     "register": "hf_softext.registration",
     "verify_attention": "hf_softext.attention.verify",
 }
-__all__ = ["__version__", *_LAZY]
+# pyright: reportUnsupportedDunderAll=false
+__all__ = [
+    "AdoptionArguments",
+    "AdoptionTrainer",
+    "__version__",
+    "adopt",
+    "apply_attention",
+    "register",
+    "verify_attention",
+]
 
 
 def __getattr__(name: str) -> Any:

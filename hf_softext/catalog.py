@@ -46,7 +46,9 @@ class Method:
 
 
 _SOFTPLUS = Paper(
-    title="Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models",
+    title=(
+        "Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models"
+    ),
     authors="Bo Gao, Michael W. Spratling",
     year=2025,
     arxiv="2501.13428",

@@ -26,18 +26,16 @@ class Number:
     above_low: bool = False
     integer: bool = False
 
-    def check(self, name: str, value: Any) -> float | None:
+    def check(self, name: str, value: Any) -> Any:
         """Return the value or raise a ValueError that names it and the range."""
         if value is None and self.default is None:
             return None
-        kind = int if self.integer else (int, float)
-        usable = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-        if (
-            not usable
-            or not self.low <= value <= self.high
-            or (self.above_low and value == self.low)
-        ):
-            raise ValueError(f"{name}={value!r} is not allowed: {self.describe()}.")
+        number = isinstance(value, int if self.integer else (int, float))
+        if number and not isinstance(value, bool) and math.isfinite(value):
+            above = value > self.low if self.above_low else value >= self.low
+            if above and value <= self.high:
+                return value
+        raise ValueError(f"{name}={value!r} is not allowed: {self.describe()}.")
         return value
 
     def describe(self) -> str:

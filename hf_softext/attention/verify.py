@@ -51,9 +51,11 @@ def verify_attention(model: nn.Module, inputs: Mapping[str, Any] | None = None) 
     """
     config: Any = model.config
     names = [row.name for row in methods("attention")]
-    used = {
-        getattr(getattr(m, "config", None), "_attn_implementation", None) for m in model.modules()
-    } & set(names)
+    running = {
+        getattr(getattr(module, "config", None), "_attn_implementation", None)
+        for module in model.modules()
+    }
+    used = [name for name in names if name in running]
     if not used:
         raise ValueError(
             f"{type(model).__name__} runs attn_implementation={config._attn_implementation!r}; "

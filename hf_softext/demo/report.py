@@ -3,6 +3,7 @@
 import html
 import io
 import re
+from collections.abc import Set
 
 from matplotlib.figure import Figure
 
@@ -45,7 +46,7 @@ def preformatted(text: str) -> str:
 
 
 def table(
-    columns: list[str], rows: list[list[str]], best: set[tuple[int, int]] = frozenset()
+    columns: list[str], rows: list[list[str]], best: Set[tuple[int, int]] = frozenset()
 ) -> str:
     """A table whose cells at (row, column) in `best` are bold."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)

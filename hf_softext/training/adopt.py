@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedModel
 
 from hf_softext.attention.apply import apply_attention
@@ -140,7 +141,8 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
     if trainer.is_world_process_zero():
         staged = work / "final"
         shutil.rmtree(staged, ignore_errors=True)
-        student.to(_stored_dtype(source)).save_pretrained(staged)
+        nn.Module.to(student, dtype=_stored_dtype(source))
+        student.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         facts = {
             "model_class": type(student).__name__,

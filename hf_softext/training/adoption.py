@@ -117,8 +117,8 @@ class AdoptionTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
-        teacher: nn.Module,
+        model: Any,
+        teacher: Any,
         args: AdoptionArguments,
         method: tuple[AttentionMethod, dict[str, Any]] | None = None,
         **kwargs: Any,
@@ -130,9 +130,9 @@ class AdoptionTrainer(Trainer):
         # transformers before 5.19 reads "already scaled" from the presence of compute_loss_func;
         # it is never called
         super().__init__(model=model, args=args, compute_loss_func=adoption_loss, **kwargs)
-        self.teacher = teacher.requires_grad_(False).eval().to(args.device)  # pyright: ignore[reportArgumentType]
+        self.teacher: Any = teacher.requires_grad_(False).eval().to(args.device)
         if args.freeze_embeddings:
-            self.model.get_input_embeddings().requires_grad_(False)
+            model.get_input_embeddings().requires_grad_(False)
         if method is not None and method[0].start and args.anneal > 0:
             self.add_callback(EaseIn(*method, share=args.anneal))
 
@@ -171,14 +171,14 @@ class AdoptionTrainer(Trainer):
                 for name, value in self._prepare_inputs(batch).items()
                 if name != "labels"
             }
-            pooled = [
+            own, target = [
                 mean_pool(
                     m(**inputs, output_hidden_states=True, return_dict=True),
                     inputs.get("attention_mask"),
                 )
                 for m in (student, self.teacher)
             ]
-            cosines.append(self.accelerator.gather_for_metrics(F.cosine_similarity(*pooled)))
+            cosines.append(self.accelerator.gather_for_metrics(F.cosine_similarity(own, target)))
         return torch.cat(cosines).mean().item()
 
 

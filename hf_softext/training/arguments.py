@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_softext.catalog import did_you_mean
 
-Arguments = TypeVar("Arguments")
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
@@ -31,7 +31,7 @@ def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = Non
         SystemExit: the command line is wrong, or asks for `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(arguments)
+    parser = HfArgumentParser(arguments)  # pyright: ignore[reportArgumentType]
     if words and Path(words[0]).suffix in (".yaml", ".yml"):
         path = Path(words.pop(0))
         given = yaml.safe_load(path.read_text(encoding="utf-8"))

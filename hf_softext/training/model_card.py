@@ -27,7 +27,8 @@ layer{and_logits}).
 
 | | before adoption | after |
 |---|---|---|
-| cosine of mean-pooled last hidden states to the original's, held-out text | {before:.4f} | {after:.4f} |
+| cosine to the original (mean-pooled last hidden states, held-out text) | {before:.4f} \
+| {after:.4f} |
 
 - attention block in `config.json`: `{block}`
 - {steps} steps of {batch} examples, peak learning rate {learning_rate:g}, on {examples} texts from
