@@ -1,4 +1,4 @@
-"""The attention methods under test: one row each, with a reference that shares no code with the package.
+"""The attention methods under test, each with a reference that shares no code with the package.
 
 A new method is one more row; every common test then runs on it.
 """
@@ -37,7 +37,9 @@ def softplus_row(scores: Tensor) -> Tensor:
     return positive / positive.sum()
 
 
-def reweighted_row(scores: Tensor, power: float, shift: float, free_rows: int, degenerate: str) -> Tensor:
+def reweighted_row(
+    scores: Tensor, power: float, shift: float, free_rows: int, degenerate: str
+) -> Tensor:
     """ReLU(N a - O)^p over its sum, divided by the largest so that the power cannot overflow."""
     weights = softplus_row(scores)
     count = len(scores)
@@ -81,7 +83,9 @@ def reference(
     scale: float | None = None,
     **parameters: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention one query at a time, in the dtype of the inputs; `keep` and `bias` are (B, H, Q, K) or broadcast to it.
+    """Attention one query at a time, in the dtype of the inputs.
+
+    `keep` and `bias` are (B, H, Q, K) or broadcast to it.
 
     Returns:
         Output (B, Q, H, Dv) and weights (B, H, Q, K).
@@ -107,7 +111,8 @@ def reference(
         if bias is not None:
             scores = scores + bias.expand(shape)[b, h, i][seen]
         weights = weights.index_put(
-            (torch.tensor(b), torch.tensor(h), torch.tensor(i), seen), case.row(scores, **parameters)
+            (torch.tensor(b), torch.tensor(h), torch.tensor(i), seen),
+            case.row(scores, **parameters),
         )
     values = value.repeat_interleave(groups, dim=1)
     return torch.einsum("bhqk,bhkd->bqhd", weights, values), weights

@@ -10,7 +10,11 @@ from torch import Tensor
 
 LENGTH, PAD = 9, 3
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
-_DECODER = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
+_DECODER = _SIZES | {
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -23,8 +27,9 @@ class Model:
         model_class: class name in transformers.
         config: makes its config, a new one each time.
         kind: "decoder", "encoder", "seq2seq", "image" or "two towers".
-        softmax: the implementation that a softmax of ours must equal; "eager" where sdpa would not do the same.
-        positions: "relative" without position_ids, "given" by them, or "fixed": absolute and not to be chosen.
+        softmax: the implementation that a softmax of ours must equal; "eager" if sdpa is refused.
+        positions: "relative" without position_ids, "given" by them, or "fixed": absolute and not to
+            be chosen.
     """
 
     name: str
@@ -42,7 +47,9 @@ class Model:
         attention = attention or self.softmax
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(1)
-            model = getattr(hf, self.model_class)._from_config(self.config(), attn_implementation=attention)
+            model = getattr(hf, self.model_class)._from_config(
+                self.config(), attn_implementation=attention
+            )
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(std=0.25)
@@ -71,7 +78,7 @@ class Model:
         return given
 
     def run(self, model: Any, inputs: dict[str, Tensor], **kwargs: Any) -> list[Tensor]:
-        """Everything that depends on attention: (B, L, ...) hidden states or logits, at real tokens only."""
+        """Everything that depends on attention, at real tokens only."""
         output = model(**inputs, **kwargs)
         mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
         if self.kind == "image":
@@ -87,7 +94,13 @@ class Model:
 
 
 MODELS = [
-    Model("llama", "LlamaForCausalLM", lambda: hf.LlamaConfig(**_DECODER, **_TOKENS), "decoder", positions="given"),
+    Model(
+        "llama",
+        "LlamaForCausalLM",
+        lambda: hf.LlamaConfig(**_DECODER, **_TOKENS),
+        "decoder",
+        positions="given",
+    ),
     Model(
         "mistral-window",
         "MistralForCausalLM",
@@ -129,14 +142,18 @@ MODELS = [
     Model(
         "gpt2",
         "GPT2LMHeadModel",
-        lambda: hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=64, **_TOKENS),
+        lambda: hf.GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=64, **_TOKENS
+        ),
         "decoder",
         positions="given",
     ),
     Model(
         "bert",
         "BertModel",
-        lambda: hf.BertConfig(**_SIZES, intermediate_size=48, max_position_embeddings=64, **_TOKENS),
+        lambda: hf.BertConfig(
+            **_SIZES, intermediate_size=48, max_position_embeddings=64, **_TOKENS
+        ),
         "encoder",
         positions="given",
     ),
@@ -196,7 +213,12 @@ MODELS = [
         "swin-shifted",
         "SwinModel",
         lambda: hf.SwinConfig(
-            image_size=16, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4
+            image_size=16,
+            patch_size=2,
+            embed_dim=16,
+            depths=[2, 2],
+            num_heads=[2, 4],
+            window_size=4,
         ),
         "image",
     ),
@@ -204,7 +226,12 @@ MODELS = [
         "clip",
         "CLIPModel",
         lambda: hf.CLIPConfig(
-            text_config={**_SIZES, "intermediate_size": 48, "max_position_embeddings": 32, **_TOKENS},
+            text_config={
+                **_SIZES,
+                "intermediate_size": 48,
+                "max_position_embeddings": 32,
+                **_TOKENS,
+            },
             vision_config={
                 "hidden_size": 32,
                 "num_hidden_layers": 2,

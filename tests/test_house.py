@@ -93,17 +93,33 @@ def test_catalogue_rows_are_complete(row):
 
 
 def test_catalogue_suggests_the_nearest_name():
-    with pytest.raises(ValueError, match="Unknown attention method 'softplus_rewieghted'.*mean 'softplus_reweighted'"):
+    with pytest.raises(
+        ValueError,
+        match="Unknown attention method 'softplus_rewieghted'.*mean 'softplus_reweighted'",
+    ):
         find("softplus_rewieghted", "attention")
 
 
 def test_wheel_has_one_top_level_name(tmp_path):
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     info = f"hf_softext-{hf_softext.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"hf_softext", info}
-    for needed in ("hf_softext/py.typed", "hf_softext/demo/data/clinc150.json.xz", f"{info}/licenses/LICENSE"):
+    for needed in (
+        "hf_softext/py.typed",
+        "hf_softext/demo/data/clinc150.json.xz",
+        f"{info}/licenses/LICENSE",
+    ):
         assert needed in names
 
 

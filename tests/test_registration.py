@@ -27,7 +27,9 @@ assert BertModel(config).config._attn_implementation == "softplus"
     ids=["before transformers, twice", "after its models", "after its lazy shell"],
 )
 def test_names_are_there_in_a_fresh_process(imports):
-    done = subprocess.run([sys.executable, "-c", imports + CHECK], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", imports + CHECK], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

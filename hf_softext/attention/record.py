@@ -124,4 +124,5 @@ def warn_swap(source: str, name: str) -> None:
 def _warn_once(message: str) -> None:
     if message not in _WARNED and not torch.compiler.is_compiling():
         _WARNED.add(message)
-        warnings.warn(message, UserWarning, stacklevel=2)
+        # without a place in the source, so that it stays one line
+        warnings.warn_explicit(message, UserWarning, "hf_softext", 1)

@@ -45,3 +45,12 @@ def passages(text: str, count: int, words: tuple[int, int], seed: int = 0) -> li
         " ".join(tokens[start : start + length])
         for start, length in zip(starts, lengths, strict=True)
     ]
+
+
+def blocks(text: str, words: int) -> list[str]:
+    """Consecutive runs of so many words; a shorter rest is left out."""
+    tokens = text.split()
+    return [
+        " ".join(tokens[start : start + words])
+        for start in range(0, len(tokens) - words + 1, words)
+    ]

@@ -23,11 +23,8 @@ def stablemax_logits(scores: Tensor) -> Tensor:
     """
     # |z| written with where: autograd's abs has gradient 0 at 0, the derivative there is 1
     positive = scores >= 0
-    return torch.where(
-        positive,
-        torch.log1p(torch.where(positive, scores, 0.0)),
-        -torch.log1p(-torch.where(positive, 0.0, scores)),
-    )
+    magnitude = torch.log1p(torch.where(positive, scores, -scores))
+    return torch.where(positive, magnitude, -magnitude)
 
 
 def stablemax(scores: Tensor, dim: int = -1) -> Tensor:

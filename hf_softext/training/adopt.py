@@ -19,7 +19,8 @@ from hf_softext.attention.apply import apply_attention
 from hf_softext.attention.record import BLOCK
 from hf_softext.attention.verify import verify_attention
 from hf_softext.catalog import find
-from hf_softext.training.adoption import AdoptionArguments, AdoptionTrainer
+from hf_softext.training.adoption import AdoptionArguments, AdoptionTrainer, EaseIn
+from hf_softext.training.calibration import calibrate_scale
 from hf_softext.training.model_card import write_adoption_card
 from hf_softext.version import __version__
 
@@ -116,7 +117,7 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
     with args.main_process_first(desc="tokenizing"):
         _claim(work, args)
         rows = _tokenize(texts, tokenizer, args.max_length)
-    held_out = min(500, max(1, len(rows) // 20))
+    held_out = min(200, max(1, len(rows) // 20))
     split = (
         rows.train_test_split(test_size=held_out, seed=0)
         if len(rows) > 1
@@ -127,12 +128,17 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
         model=student,
         teacher=teacher,
         args=args,
-        method=(method, parameters),
         train_dataset=split["train"],
         data_collator=_collator(tokenizer, student.config.is_encoder_decoder),
         processing_class=tokenizer,
     )
+    # what the bare swap does, with the method's own scale
     before = trainer.agreement(split["test"])
+    if args.calibrate_scale:
+        modules = [student.get_submodule(name) for name in report.reached]
+        parameters = calibrate_scale(student, method, parameters, modules, trainer.sample_loss)
+    if method.start and args.anneal > 0:
+        trainer.add_callback(EaseIn(method, parameters, share=args.anneal))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(work))
     after = trainer.agreement(split["test"])
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_softext.attention._common import AttentionMethod
 from hf_softext.attention.record import all_configs, write_block
+from hf_softext.training.adoption_loss import adoption_loss, layer_centers, mean_pool
 
 
 @dataclass
@@ -44,10 +46,14 @@ class AdoptionArguments(TrainingArguments):
             "form."
         },
     )
+    calibrate_scale: bool = field(
+        default=True,
+        metadata={"help": "Choose the scale of the scores that fits best before training."},
+    )
     freeze_embeddings: bool = field(
         default=True, metadata={"help": "Leave the input embeddings as they are."}
     )
-    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+    max_steps: int = field(default=2000, metadata={"help": "Optimizer steps."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(
         default="cosine", metadata={"help": "Schedule after the warm-up."}
@@ -57,7 +63,7 @@ class AdoptionArguments(TrainingArguments):
     )
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
     per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "Examples in a step on a device."}
+        default=8, metadata={"help": "Examples in a step on a device."}
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
@@ -71,6 +77,10 @@ class AdoptionArguments(TrainingArguments):
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Points to resume from that are kept."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available,
+        metadata={"help": "Pin memory; by default where there is an accelerator."},
     )
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluate the loss alone."})
     ddp_find_unused_parameters: bool | None = field(
@@ -93,19 +103,13 @@ class AdoptionArguments(TrainingArguments):
 class AdoptionTrainer(Trainer):
     r"""Distils a model into its copy with another attention.
 
-    $$L = \frac1N\sum_{n}\Big[\frac1{|S|}\sum_{s\in S}\frac{\lVert h_s(n)-h^*_s(n)\rVert^2}{\lVert
-    h^*_s(n)\rVert^2} + \mathrm{KL}\big(p^*(n)\,\Vert\,p(n)\big)\Big]$$
-
-    over the real tokens n and the hidden states S of every layer, with the teacher's values
-    starred. The second term is there for models with logits; logits of a whole sequence count once
-    for each of its tokens. Both models run without
-    dropout: the target is what the original computes, not a noisy version of it.
+    Minimises `adoption_loss` over the tokens of an optimizer step: the hidden states of every
+    layer, then the logits where there are any. Both models run without dropout: the target is what
+    the original computes, not a noisy version of it.
 
     Args:
         model: the student, already switched to the new attention.
         teacher: the original; it is frozen.
-        method: the student's attention method and its final parameters: a pair, for methods that
-            are eased in.
         args: training arguments.
         **kwargs: as for `Trainer`. A batch with `labels` is weighted by its labels that are not
             -100, which makes accumulation and several processes exact; labels are used for nothing
@@ -120,7 +124,6 @@ class AdoptionTrainer(Trainer):
         model: Any,
         teacher: Any,
         args: AdoptionArguments,
-        method: tuple[AttentionMethod, dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         if teacher is model:
@@ -131,10 +134,9 @@ class AdoptionTrainer(Trainer):
         # it is never called
         super().__init__(model=model, args=args, compute_loss_func=adoption_loss, **kwargs)
         self.teacher: Any = teacher.requires_grad_(False).eval().to(args.device)
+        self._centers: list[Tensor] | None = None
         if args.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
-        if method is not None and method[0].start and args.anneal > 0:
-            self.add_callback(EaseIn(*method, share=args.anneal))
 
     def compute_loss(
         self,
@@ -144,12 +146,8 @@ class AdoptionTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The adoption loss of a batch; see the class."""
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
         model.eval()
-        student = model(**inputs, output_hidden_states=True, return_dict=True)
-        with torch.no_grad():
-            teacher = self.teacher(**inputs, output_hidden_states=True, return_dict=True)
-        total, items = adoption_loss(student, teacher, inputs)
+        total, items = self._loss(model, inputs)
         if num_items_in_batch is not None:
             loss = total / num_items_in_batch
             if self.args.average_tokens_across_devices:
@@ -166,78 +164,43 @@ class AdoptionTrainer(Trainer):
         student = self.accelerator.unwrap_model(self.model).eval()
         cosines = []
         for batch in self.get_eval_dataloader(rows):
-            inputs = {
-                name: value
-                for name, value in self._prepare_inputs(batch).items()
-                if name != "labels"
-            }
-            own, target = [
-                mean_pool(
-                    m(**inputs, output_hidden_states=True, return_dict=True),
-                    inputs.get("attention_mask"),
-                )
-                for m in (student, self.teacher)
-            ]
+            inputs = self._prepare_inputs(batch)
+            mask = inputs.get("attention_mask")
+            own = mean_pool(_states(student, inputs), mask)
+            target = mean_pool(_states(self.teacher, inputs), mask)
             cosines.append(self.accelerator.gather_for_metrics(F.cosine_similarity(own, target)))
         return torch.cat(cosines).mean().item()
 
+    @torch.no_grad()
+    def sample_loss(self) -> float:
+        """The adoption loss on the sample that the layers' centers come from."""
+        student = self.accelerator.unwrap_model(self.model).eval()
+        totals = [self._loss(student, batch) for batch in self._sample()]
+        return float(sum(total for total, _ in totals) / sum(items for _, items in totals))
 
-def adoption_loss(student: Any, teacher: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum of the adoption loss over the real tokens of a batch, and their number.
+    def _loss(self, model: Any, inputs: dict) -> tuple[Tensor, Tensor]:
+        student = _states(model, inputs)
+        with torch.no_grad():
+            teacher = _states(self.teacher, inputs)
+            if self._centers is None:
+                self._centers = self._measure_centers()
+        return adoption_loss(student, teacher, inputs, self._centers)
 
-    Args:
-        student: outputs of the student, with hidden states.
-        teacher: outputs of the teacher, with hidden states.
-        inputs: what both were called with, for its `attention_mask` and `decoder_attention_mask`.
-    """
-    total, items = torch.zeros(()), torch.zeros(())
-    for kind, mask_name in (
-        ("hidden_states", "attention_mask"),
-        ("encoder_hidden_states", "attention_mask"),
-        ("decoder_hidden_states", "decoder_attention_mask"),
-    ):
-        states, targets = getattr(student, kind, None), getattr(teacher, kind, None)
-        if states is None or targets is None:
-            continue
-        mask = _token_mask(inputs.get(mask_name), targets[-1])
-        errors = [relative_error(h, target) for h, target in zip(states, targets, strict=True)]
-        total = total + (torch.stack(errors).mean(dim=0) * mask).sum()
-        items = items + mask.sum()
-    logits = getattr(student, "logits", None)
-    if logits is not None:
-        target = teacher.logits
-        divergence = F.kl_div(
-            F.log_softmax(logits.float(), -1),
-            F.log_softmax(target.float(), -1),
-            reduction="none",
-            log_target=True,
-        ).sum(-1)
-        if divergence.dim() == 1:
-            mask = mask.sum(-1)
-        # logits that belong neither to tokens nor to a sequence (pixels, boxes) are left to the
-        # hidden states
-        if divergence.shape == mask.shape:
-            total = total + (divergence * mask).sum()
-    return total, items
+    def _sample(self) -> list[dict]:
+        """The first 64 training examples in batches of 8: the same in every process and run."""
+        data: Any = self.train_dataset
+        rows = list(islice(iter(data), 64))
+        collate: Any = self._get_collator_with_removed_columns(self.data_collator)
+        return [self._prepare_inputs(collate(rows[n : n + 8])) for n in range(0, len(rows), 8)]
+
+    def _measure_centers(self) -> list[Tensor]:
+        found = [layer_centers(_states(self.teacher, batch), batch) for batch in self._sample()]
+        return [torch.stack(layer).mean(dim=0) for layer in zip(*found, strict=True)]
 
 
-def mean_pool(outputs: Any, mask: Tensor | None) -> Tensor:
-    """Mean of the last hidden states (an encoder's, if there is one) over the real tokens."""
-    states = getattr(outputs, "encoder_hidden_states", None) or outputs.hidden_states
-    weight = _token_mask(mask, states[-1])[..., None]
-    return (states[-1].float() * weight).sum(1) / weight.sum(1)
-
-
-def relative_error(states: Tensor, targets: Tensor) -> Tensor:
-    """Squared distance of (B, T, D) states to their targets over the targets' squared length."""
-    states, targets = states.float(), targets.float()
-    return (states - targets).square().sum(-1) / targets.square().sum(-1).clamp(min=1e-12)
-
-
-def _token_mask(mask: Tensor | None, states: Tensor) -> Tensor:
-    if mask is not None and mask.shape == states.shape[:2]:
-        return mask.float()
-    return torch.ones(states.shape[:2], device=states.device)
+def _states(model: Any, inputs: dict) -> Any:
+    inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    return model(**inputs, output_hidden_states=True, return_dict=True)
 
 
 class EaseIn(TrainerCallback):

@@ -24,7 +24,9 @@ def method(name: str) -> AttentionMethod:
     return find(name, "attention").load()
 
 
-def module(name: str = "", training: bool = False, is_causal: bool | None = None, **parameters: Any) -> Any:
+def module(
+    name: str = "", training: bool = False, is_causal: bool | None = None, **parameters: Any
+) -> Any:
     config = SimpleNamespace(is_decoder=False)
     if parameters:
         config.softext = {"attention": name, **parameters}
@@ -39,7 +41,12 @@ def attend(name: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
 
 
 def tensors(
-    heads: int = 4, groups: int = 2, queries: int = 7, keys: int = 7, dim: int = 6, value_dim: int = 5
+    heads: int = 4,
+    groups: int = 2,
+    queries: int = 7,
+    keys: int = 7,
+    dim: int = 6,
+    value_dim: int = 5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shapes = ((2, heads, queries, dim), (2, groups, keys, dim), (2, groups, keys, value_dim))
     query, key, value = (torch.randn(shape) for shape in shapes)
@@ -47,7 +54,7 @@ def tensors(
 
 
 def left_padded(queries: int, pad: int) -> Tensor:
-    """Causal (2, 1, Q, Q) whose first row has `pad` padding tokens, so that its first queries see nothing."""
+    """Causal (2, 1, Q, Q); the first row has `pad` padding tokens, whose queries see nothing."""
     keep = torch.ones(queries, queries, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
     keep[0, ..., :pad] = False
     return keep
@@ -67,7 +74,9 @@ def test_case_states_the_defaults(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)], ids=str
+    ("dtype", "tolerance"),
+    [(torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)],
+    ids=str,
 )
 @pytest.mark.parametrize("other", [False, True], ids=["defaults", "other parameters"])
 @every_case
@@ -80,7 +89,9 @@ def test_output_and_gradients_equal_the_reference(
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
     wide = [tensor.double().requires_grad_() for tensor in inputs]
     keep = left_padded(63, 5)
-    out, weights = method(case.name).forward(module(case.name, **parameters), *ours, keep, scaling=0.3)
+    out, weights = method(case.name).forward(
+        module(case.name, **parameters), *ours, keep, scaling=0.3
+    )
     expected, expected_weights = reference(case, *wide, keep, scaling=0.3, **parameters)
     upstream = torch.randn(out.shape).to(dtype)
     out.backward(upstream)
@@ -141,7 +152,9 @@ def test_what_a_missing_mask_means(name: str) -> None:
     decoder.config.is_decoder = True
     assert torch.equal(call(decoder, query, key, value, None)[1], first)
     # the argument wins over the module
-    assert torch.equal(call(module(is_causal=True), query, key, value, None, is_causal=False)[1], everything)
+    assert torch.equal(
+        call(module(is_causal=True), query, key, value, None, is_causal=False)[1], everything
+    )
     # a single query is a decoding step
     step = call(module(is_causal=True), query[:, :, -1:], key, value, None)[1]
     torch.testing.assert_close(step, everything[:, :, -1:])
@@ -168,7 +181,9 @@ def test_zero_vectors_have_finite_gradients(name: str, seen: int) -> None:
     # all scores of the first query are 0, and of the second key
     query[:, :, 0], key[:, :, 1] = 0.0, 0.0
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
-    out, weights = attend(name, *inputs, torch.arange(4)[None, None, None].expand(2, 1, 4, 4) < seen)
+    out, weights = attend(
+        name, *inputs, torch.arange(4)[None, None, None].expand(2, 1, 4, 4) < seen
+    )
     out.square().sum().backward()
     torch.testing.assert_close(weights[:, :, 0, :seen], torch.full((2, 4, seen), 1 / seen))
     assert all(tensor.grad.isfinite().all() for tensor in inputs)
@@ -197,7 +212,9 @@ def test_order_of_keys_does_not_matter(name: str) -> None:
 def test_cosine_scores_ignore_lengths(name: str) -> None:
     query, key, value = (tensor.double().requires_grad_() for tensor in tensors())
     out, _ = attend(name, query, key, value, None, scaling=1.0)
-    torch.testing.assert_close(attend(name, query * 30, key * 0.01, value, None, scaling=5.0)[0], out)
+    torch.testing.assert_close(
+        attend(name, query * 30, key * 0.01, value, None, scaling=5.0)[0], out
+    )
     out.square().sum().backward()
     for tensor in (query, key):
         along = (tensor.grad * tensor).sum(-1)
@@ -217,7 +234,9 @@ def test_decoding_step_is_the_last_row(name: str) -> None:
 def test_padded_equals_unpadded(name: str) -> None:
     query, key, value = (tensor.double() for tensor in tensors())
     padded = attend(name, query, key, value, left_padded(7, 3))[0]
-    alone = attend(name, *(tensor[:1, :, 3:] for tensor in (query, key, value)), None, is_causal=True)[0]
+    alone = attend(
+        name, *(tensor[:1, :, 3:] for tensor in (query, key, value)), None, is_causal=True
+    )[0]
     torch.testing.assert_close(padded[:1, 3:], alone)
 
 
@@ -245,7 +264,7 @@ def test_refuses_what_it_would_have_to_ignore(name: str, argument: str) -> None:
 @every_method
 @pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.uint8])
 def test_integer_mask_is_ambiguous(name: str, dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="attention_mask of dtype .*int.* is ambiguous"):
+    with pytest.raises(ValueError, match=r"attention_mask of dtype .*int.* is ambiguous"):
         attend(name, *tensors(), torch.ones(2, 1, 7, 7, dtype=dtype))
 
 
@@ -278,7 +297,8 @@ def test_dropout_only_in_training(name: str) -> None:
 @pytest.mark.parametrize("sizes", [{"batch": 0}, {"queries": 0}], ids=str)
 def test_empty(name: str, sizes: dict[str, int]) -> None:
     query, key, value = (
-        tensor[: sizes.get("batch", 2)].requires_grad_() for tensor in tensors(queries=sizes.get("queries", 7))
+        tensor[: sizes.get("batch", 2)].requires_grad_()
+        for tensor in tensors(queries=sizes.get("queries", 7))
     )
     out, _ = attend(name, query, key, value, None)
     out.sum().backward()
@@ -311,17 +331,25 @@ def test_one_aligned_key_among_4096() -> None:
 def test_scaling_of_dot_products() -> None:
     inputs = tensors()
     call = method("stablemax").forward
-    default, none, half = (attend("stablemax", *inputs, None, scaling=s)[1] for s in (6**-0.5, None, 0.5))
+    default, none, half = (
+        attend("stablemax", *inputs, None, scaling=s)[1] for s in (6**-0.5, None, 0.5)
+    )
     torch.testing.assert_close(none, default)
     assert not torch.allclose(half, default)
     # the parameter wins over the model
-    torch.testing.assert_close(call(module("stablemax", scale=0.5), *inputs, None, scaling=9.0)[1], half)
+    torch.testing.assert_close(
+        call(module("stablemax", scale=0.5), *inputs, None, scaling=9.0)[1], half
+    )
     # 0 is a scaling too
-    torch.testing.assert_close(attend("stablemax", *inputs, None, scaling=0.0)[1], torch.full((2, 4, 7, 7), 1 / 7))
+    torch.testing.assert_close(
+        attend("stablemax", *inputs, None, scaling=0.0)[1], torch.full((2, 4, 7, 7), 1 / 7)
+    )
 
 
 def test_softmax_through_the_adapter_is_sdpa() -> None:
-    probe = AttentionMethod("probe", masked_softmax, cosine=False, parameters={"scale": Number(None, 0, 9)})
+    probe = AttentionMethod(
+        "probe", masked_softmax, cosine=False, parameters={"scale": Number(None, 0, 9)}
+    )
     query, key, value = tensors()
     keep = left_padded(7, 0)
     expected = torch.nn.functional.scaled_dot_product_attention(

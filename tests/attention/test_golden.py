@@ -18,7 +18,9 @@ SOFTPLUS_VECTORS = load_file(GOLDEN / "softplus_attention.safetensors")
 PADDED_VECTORS = load_file(GOLDEN / "attention_gqa_leftpad.safetensors")
 
 # weights that are not sharpened, of dot products
-DOT_SOFTPLUS = AttentionMethod("dot", softplus_normalize, cosine=False, parameters={"scale": Number(None, 0, 9)})
+DOT_SOFTPLUS = AttentionMethod(
+    "dot", softplus_normalize, cosine=False, parameters={"scale": Number(None, 0, 9)}
+)
 REWEIGHTED = {"attention": "softplus_reweighted", "degenerate": "zero"}
 ROWS = {
     "lssa": (SOFTPLUS, {"attention": "softplus"}),

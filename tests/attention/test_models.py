@@ -1,4 +1,4 @@
-"""Real models: nothing between the model and a method is lost, whatever the padding, the cache or the call."""
+"""Real models: nothing on the way to a method is lost, whatever the padding, cache or call."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,10 @@ def named(row: Any) -> str:
 def softmax_probe() -> Iterator[str]:
     """Softmax behind the package's adapter and mask function, under a name of its own."""
     method = AttentionMethod(
-        "softmax_probe", masked_softmax, cosine=False, parameters={"scale": Number(None, 0, 1e4, above_low=True)}
+        "softmax_probe",
+        masked_softmax,
+        cosine=False,
+        parameters={"scale": Number(None, 0, 1e4, above_low=True)},
     )
     AttentionInterface.register(method.name, method.forward)
     AttentionMaskInterface.register(method.name, explicit_mask)
@@ -44,16 +47,22 @@ def softmax_probe() -> Iterator[str]:
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("row", MODELS, ids=named)
-def test_softmax_through_the_adapter_is_the_model(row: Model, padding: str | None, softmax_probe: str) -> None:
+def test_softmax_through_the_adapter_is_the_model(
+    row: Model, padding: str | None, softmax_probe: str
+) -> None:
     inputs = row.inputs(padding)
     expected = row.run(row.build(row.softmax), inputs)
-    torch.testing.assert_close(row.run(row.build(softmax_probe), inputs), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        row.run(row.build(softmax_probe), inputs), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("row", MODELS, ids=named)
 def test_method_changes_the_model(row: Model, name: str) -> None:
-    softmax, ours = (row.run(row.build(attention), row.inputs()) for attention in (row.softmax, name))
+    softmax, ours = (
+        row.run(row.build(attention), row.inputs()) for attention in (row.softmax, name)
+    )
     for plain, changed in zip(softmax, ours, strict=True):
         assert (plain - changed).abs().max() > 1e-2
         assert changed.isfinite().all()
@@ -72,13 +81,16 @@ def test_padded_row_equals_the_row_alone(row: Model, name: str, padding: str) ->
             for key, tensor in padded.items()
         }
         for got, want in zip(both, row.run(built, alone), strict=True):
-            # the real tokens of both rows come one after the other, unless that output has no padding
+            # the real tokens of both rows follow each other, unless that output has no padding
             mine = got[i : i + 1] if got.dim() == 3 else got.split([LENGTH - PAD, LENGTH])[i]
             torch.testing.assert_close(mine, want, atol=1e-6, rtol=1e-6)
 
 
 def widen(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
+    return {
+        key: tensor.double() if tensor.is_floating_point() else tensor
+        for key, tensor in inputs.items()
+    }
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -87,7 +99,11 @@ def widen(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_cached_decoding_equals_the_full_forward(row: Model, name: str, cache: str) -> None:
     built = row.build(name).double()
     inputs = row.inputs("left")
-    past = DynamicCache(config=built.config) if cache == "dynamic" else StaticCache(built.config, LENGTH + 4)
+    past = (
+        DynamicCache(config=built.config)
+        if cache == "dynamic"
+        else StaticCache(built.config, LENGTH + 4)
+    )
     steps = [slice(0, 4), *(slice(i, i + 1) for i in range(4, LENGTH))]
     logits = [
         built(
@@ -100,7 +116,9 @@ def test_cached_decoding_equals_the_full_forward(row: Model, name: str, cache: s
         for step in steps
     ]
     real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(torch.cat(logits, 1)[real], row.run(built, inputs)[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        torch.cat(logits, 1)[real], row.run(built, inputs)[0], atol=1e-6, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,10 +146,14 @@ def test_greedy_generation_does_not_depend_on_the_batch(row: Model, name: str) -
     assert torch.equal(together.sequences[0, -5:], alone.sequences[0, -5:])
 
 
-@pytest.mark.parametrize("options", [{"do_sample": True}, {"num_beams": 3}], ids=["sampling", "beams"])
+@pytest.mark.parametrize(
+    "options", [{"do_sample": True}, {"num_beams": 3}], ids=["sampling", "beams"]
+)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("row", [model("llama"), model("t5")], ids=named)
-def test_generation_with_and_without_cache_agree(row: Model, name: str, options: dict[str, Any]) -> None:
+def test_generation_with_and_without_cache_agree(
+    row: Model, name: str, options: dict[str, Any]
+) -> None:
     built = row.build(name).double()
     inputs = {key: row.inputs("left")[key] for key in ("input_ids", "attention_mask")}
     runs = []
@@ -152,7 +174,9 @@ def test_gradient_checkpointing_keeps_the_gradients(row: Model, name: str) -> No
             old = built.gradient_checkpointing_enable
             getattr(built, "activation_checkpointing_enable", old)({"use_reentrant": False})
         torch.manual_seed(4)
-        sum(x.square().sum() for x in row.run(built, row.inputs("left"), use_cache=False)).backward()
+        sum(
+            x.square().sum() for x in row.run(built, row.inputs("left"), use_cache=False)
+        ).backward()
         gradients.append({key: p.grad for key, p in built.named_parameters() if p.grad is not None})
     torch.testing.assert_close(gradients[1], gradients[0])
     assert all(gradient.isfinite().all() for gradient in gradients[0].values())
@@ -179,6 +203,7 @@ def test_attentions_are_the_weights(name: str) -> None:
     sums = inputs["attention_mask"][:, None, :].expand(-1, 4, -1).float()
     for weights in attentions:
         assert weights.shape == (2, 4, LENGTH, LENGTH)
-        assert (weights >= 0).all() and (weights.triu(1) == 0).all()
+        assert (weights >= 0).all()
+        assert (weights.triu(1) == 0).all()
         # a padded query sees nothing, so that its row is 0
         torch.testing.assert_close(weights.sum(-1), sums)

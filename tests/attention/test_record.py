@@ -1,4 +1,4 @@
-"""A saved model says which attention it ran, and says it truthfully, whichever way it was set up and saved."""
+"""A saved model says which attention it ran, whichever way it was set up and saved."""
 
 import copy
 import json
@@ -30,7 +30,9 @@ def reload(row: Model, path: Path) -> Any:
 
 def assert_same_function(row: Model, built: Any, again: Any) -> None:
     assert again.config._attn_implementation == built.config._attn_implementation
-    for before, after in zip(row.run(built, row.inputs("left")), row.run(again, row.inputs("left")), strict=True):
+    for before, after in zip(
+        row.run(built, row.inputs("left")), row.run(again, row.inputs("left")), strict=True
+    ):
         assert torch.equal(before, after)
 
 
@@ -76,14 +78,22 @@ def test_trainer_checkpoint(tmp_path: Path) -> None:
     built = hf_softext.apply_attention(LLAMA.build(), "softplus_reweighted", power=3)
     ids = LLAMA.inputs()["input_ids"]
     arguments = hf.TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+        output_dir=str(tmp_path),
+        max_steps=3,
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
     )
     rows = [{"input_ids": row, "labels": row} for row in ids]
     hf.Trainer(built, arguments, train_dataset=rows).train()
     built.eval()
     assert_same_function(LLAMA, built, reload(LLAMA, tmp_path / "checkpoint-3"))
     again = reload(LLAMA, tmp_path / "checkpoint-2")
-    assert (again.config._attn_implementation, again.config.softext["power"]) == ("softplus_reweighted", 3)
+    assert (again.config._attn_implementation, again.config.softext["power"]) == (
+        "softplus_reweighted",
+        3,
+    )
 
 
 @pytest.mark.parametrize("row", [LLAMA, CLIP], ids=lambda row: row.name)
@@ -121,7 +131,11 @@ def test_one_tower_of_a_composite_model(tmp_path: Path) -> None:
     CLIP.run(built, CLIP.inputs())
     saved(built, tmp_path)
     again = reload(CLIP, tmp_path)
-    assert again.config.text_config._attn_implementation == built.config.text_config._attn_implementation == "sdpa"
+    assert (
+        again.config.text_config._attn_implementation
+        == built.config.text_config._attn_implementation
+        == "sdpa"
+    )
     assert again.config.vision_config._attn_implementation == "softplus_reweighted"
     assert_same_function(CLIP, built, again)
 
@@ -172,12 +186,18 @@ def test_config_methods_still_work(tmp_path: Path) -> None:
 def test_config_route_from_pretrained(tmp_path: Path) -> None:
     LLAMA.build().save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="replaces the attention"):
-        config = hf_softext.apply_attention(hf.AutoConfig.from_pretrained(tmp_path), "stablemax", scale=0.7)
+        config = hf_softext.apply_attention(
+            hf.AutoConfig.from_pretrained(tmp_path), "stablemax", scale=0.7
+        )
     loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path, config=config).eval()
-    assert_same_function(LLAMA, hf_softext.apply_attention(LLAMA.build(), "stablemax", scale=0.7), loaded)
+    assert_same_function(
+        LLAMA, hf_softext.apply_attention(LLAMA.build(), "stablemax", scale=0.7), loaded
+    )
 
 
-def test_first_swap_of_pretrained_weights_warns_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_first_swap_of_pretrained_weights_warns_once(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     LLAMA.build().save_pretrained(tmp_path)
     for name in ("softplus", "stablemax"):
         loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=name)
@@ -190,7 +210,9 @@ def test_first_swap_of_pretrained_weights_warns_once(tmp_path: Path, recwarn: py
     assert "softplus" in messages[0]
 
 
-def test_trained_with_the_method_does_not_warn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_trained_with_the_method_does_not_warn(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     built = LLAMA.build("softplus")
     LLAMA.run(built, LLAMA.inputs())
     built.save_pretrained(tmp_path)
@@ -200,8 +222,12 @@ def test_trained_with_the_method_does_not_warn(tmp_path: Path, recwarn: pytest.W
 
 def test_without_the_package_the_load_fails_loudly(tmp_path: Path) -> None:
     hf_softext.apply_attention(LLAMA.build(), "softplus_reweighted").save_pretrained(tmp_path)
-    code = f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = (
+        f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode != 0
     assert "ValueError" in result.stderr
     assert "softplus_reweighted" in result.stderr

@@ -16,10 +16,17 @@ from safetensors.torch import load_file
 from hf_softext import AdoptionArguments, AdoptionTrainer, adopt, apply_attention
 from hf_softext.attention.softplus import SOFTPLUS_REWEIGHTED
 from hf_softext.training.adopt import last_complete_checkpoint
-from hf_softext.training.adoption import EaseIn, adoption_loss
+from hf_softext.training.adoption import EaseIn
+from hf_softext.training.adoption_loss import adoption_loss, layer_centers
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"max_steps": 6, "per_device_train_batch_size": 8, "save_steps": 2, "use_cpu": True, "disable_tqdm": True}
+QUICK = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 8,
+    "save_steps": 2,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
 
 # enough for models of two layers and width 32
 LEARN = {"max_steps": 150, "learning_rate": 5e-3, "save_strategy": "no"}
@@ -30,7 +37,9 @@ def arguments(out, **given):
 
 
 @pytest.mark.parametrize("name", ["softplus", "softplus_reweighted", "stablemax"])
-def test_encoder_comes_closer_and_loads_without_naming_its_attention(name, bert_folder, texts, tmp_path):
+def test_encoder_comes_closer_and_loads_without_naming_its_attention(
+    name, bert_folder, texts, tmp_path
+):
     out = tmp_path / "out"
     result = adopt(arguments(out, model=str(bert_folder), attention=name, data=str(texts), **LEARN))
     assert result.before < 0.9999
@@ -54,13 +63,15 @@ def test_language_model_matches_logits_and_keeps_its_cache_setting(llama_folder,
     swapped = apply_quietly(hf.AutoModelForCausalLM.from_pretrained(llama_folder), power=3)
     teacher = hf.AutoModelForCausalLM.from_pretrained(llama_folder)
     tokenizer = hf.AutoTokenizer.from_pretrained(llama_folder)
-    inputs = tokenizer(texts.read_text(encoding="utf-8").split("\n")[:40], return_tensors="pt", padding=True)
+    inputs = tokenizer(
+        texts.read_text(encoding="utf-8").split("\n")[:40], return_tensors="pt", padding=True
+    )
     inputs.pop("token_type_ids", None)
     losses = []
     for student in (swapped, model):
         with torch.no_grad():
             outputs = [m.eval()(**inputs, output_hidden_states=True) for m in (student, teacher)]
-        total, items = adoption_loss(*outputs, inputs)
+        total, items = adoption_loss(*outputs, inputs, layer_centers(outputs[1], inputs))
         losses.append((total / items).item())
     assert losses[1] < 0.5 * losses[0]
 
@@ -85,7 +96,9 @@ def gradients(bert_folder, tmp_path, batch, accumulation):
 
     class Keep(hf.TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-            found.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            found.update(
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            )
 
     AdoptionTrainer(
         model=student,
@@ -116,8 +129,24 @@ def test_accumulated_gradients_equal_those_of_one_batch(bert_folder, tmp_path):
 
 
 def test_two_processes_equal_one(bert_folder, texts, tmp_path):
-    common = ["--model", str(bert_folder), "--attention", "softplus", "--data", str(texts), "--max_steps", "3"]
-    common += ["--train_sampling_strategy", "sequential", "--use_cpu", "true", "--save_strategy", "no"]
+    common = [
+        "--model",
+        str(bert_folder),
+        "--attention",
+        "softplus",
+        "--data",
+        str(texts),
+        "--max_steps",
+        "3",
+    ]
+    common += [
+        "--train_sampling_strategy",
+        "sequential",
+        "--use_cpu",
+        "true",
+        "--save_strategy",
+        "no",
+    ]
     # plain gradient descent: Adam would turn rounding in a vanishing gradient into a full step
     common += ["--optim", "sgd", "--learning_rate", "0.1", "--max_grad_norm", "0"]
     program = str(ROOT / "trainers" / "adopt_attention.py")
@@ -136,13 +165,25 @@ def test_two_processes_equal_one(bert_folder, texts, tmp_path):
 
 def test_killed_run_continues_to_the_same_weights(bert_folder, texts, tmp_path):
     def command(out):
-        given = {"model": bert_folder, "attention": "softplus_reweighted", "data": texts, "output_dir": out}
-        given |= {"max_steps": 60, "save_steps": 5, "per_device_train_batch_size": 8, "use_cpu": "true"}
+        given = {
+            "model": bert_folder,
+            "attention": "softplus_reweighted",
+            "data": texts,
+            "output_dir": out,
+        }
+        given |= {
+            "max_steps": 60,
+            "save_steps": 5,
+            "per_device_train_batch_size": 8,
+            "use_cpu": "true",
+        }
         flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         return [sys.executable, str(ROOT / "trainers" / "adopt_attention.py"), *flags]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, timeout=300)
-    process = subprocess.Popen(command(tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     work = tmp_path / "cut.partial"
     deadline = time.time() + 200
     while not list(work.glob("checkpoint-*/trainer_state.json")) and time.time() < deadline:
@@ -219,7 +260,12 @@ def test_existing_output_and_foreign_partial_run_are_left_alone(bert_folder, tex
 def test_tables_are_read_and_empty_text_is_refused(bert_folder, tmp_path):
     table = tmp_path / "rows.jsonl"
     table.write_text('{"query": "w1 w2 w3"}\n{"query": "w4 w5"}\n{"query": ""}\n', encoding="utf-8")
-    given = {"model": str(bert_folder), "attention": "stablemax", "data": str(table), "max_steps": 1}
+    given = {
+        "model": str(bert_folder),
+        "attention": "stablemax",
+        "data": str(table),
+        "max_steps": 1,
+    }
     with pytest.raises(ValueError, match="column='text' is not in rows.jsonl, which has query"):
         adopt(arguments(tmp_path / "out", **given))
     adopt(arguments(tmp_path / "out", column="query", **given))
