@@ -104,7 +104,7 @@ def find(name: str, family: str | None = None) -> Method:
         ValueError: no such row; the message suggests the nearest one.
     """
     rows = {row.name: row for row in methods(family)}
-    if name not in rows:
+    if not isinstance(name, str) or name not in rows:
         kind = "method" if family is None else f"{family} method"
         raise ValueError(f"Unknown {kind} {name!r}.{did_you_mean(str(name), list(rows))}")
     return rows[name]

@@ -1,4 +1,5 @@
-"""The rules of the house: who imports whom, how large a file is, what a wheel holds, what an import costs."""
+"""The rules of the house: who imports whom, how large a file is, what a wheel holds, what an
+import costs."""
 
 import ast
 import importlib
@@ -95,7 +96,7 @@ def test_catalogue_rows_are_complete(row):
 def test_catalogue_suggests_the_nearest_name():
     with pytest.raises(
         ValueError,
-        match="Unknown attention method 'softplus_rewieghted'.*mean 'softplus_reweighted'",
+        match=r"Unknown attention method 'softplus_rewieghted'.*mean 'softplus_reweighted'",
     ):
         find("softplus_rewieghted", "attention")
 
@@ -132,7 +133,8 @@ def run_python(code: str) -> str:
 def test_import_is_lean():
     code = (
         "import sys, time; start = time.process_time(); import hf_softext; "
-        "print(time.process_time() - start, [m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+        "print(time.process_time() - start, [m for m in ('torch', 'transformers', 'peft') if m in "
+        "sys.modules])"
     )
     # the best of a few, as the machine may be busy with other tests
     outputs = [run_python(code).split(maxsplit=1) for _ in range(5)]

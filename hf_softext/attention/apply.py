@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 from hf_softext.attention._common import AttentionMethod
-from hf_softext.attention.record import KEY, RunningAttention, all_configs, warn_swap, write_block
+from hf_softext.attention.record import configs_of, warn_swap, write_blocks
 from hf_softext.catalog import find
 
 Target = TypeVar("Target")
@@ -41,8 +41,7 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
         raise ValueError(
             f"model must be a transformers model or config, not {type(model).__name__}."
         )
-    configs = all_configs(config)
-    for part in configs:
+    for part in configs_of(model):
         method.check_head_dim(_head_dim(part), resolved["scale"])
 
     before = config._attn_implementation
@@ -50,25 +49,22 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
         _switch(model, name)
     else:
         config._attn_implementation = name
-    for part in configs:
-        write_block(part, name, resolved)
-        setattr(part, KEY, RunningAttention(part))
+    write_blocks(model, name, resolved)
     if before != name and getattr(config, "name_or_path", ""):
         warn_swap(config.name_or_path, name)
     return model
 
 
 def _switch(model: Any, name: str) -> None:
-    if model.config._attn_implementation == name:
-        return
-    # a class that builds its attention from a table of its own raises KeyError or refuses with a
-    # logged warning
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
+    # transformers reads it off the source of the class; a class that ignores the registry may have
+    # been given the name all the same, at construction
+    settable = getattr(model, "_can_set_attn_implementation", lambda: True)()
+    if settable:
+        model.set_attn_implementation(name)
+    if not settable or model.config._attn_implementation != name:
         raise ValueError(
             f"{type(model).__name__} does not look its attention up in transformers' "
-            f"AttentionInterface, so {name!r} would have no effect; it still runs "
-            f"{model.config._attn_implementation!r}."
+            f"AttentionInterface, so {name!r} would have no effect."
         )
 
 

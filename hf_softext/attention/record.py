@@ -16,6 +16,8 @@ from hf_softext.catalog import find
 
 BLOCK = "softext"
 KEY = "attn_implementation"
+# what transformers itself reads at every call
+KEY_NOW = "_attn_implementation"
 
 # what this process has warned about already
 _WARNED: set[str] = set()
@@ -60,6 +62,18 @@ def all_configs(config: Any) -> list[Any]:
     return [config, *(deep for sub in sub_configs(config).values() for deep in all_configs(sub))]
 
 
+def configs_of(target: Any) -> list[Any]:
+    """Every config that a model's modules read, or a config and its sub-configs.
+
+    Some models (T5, for one) give their parts copies of the config that no attribute leads to.
+    """
+    if not hasattr(target, "modules"):
+        return all_configs(target)
+    owners = [module.config for module in target.modules() if hasattr(module, "config")]
+    found = [part for config in owners for part in all_configs(config)]
+    return list({id(part): part for part in found if hasattr(part, KEY_NOW)}.values())
+
+
 def _running(config: Any) -> Any:
     own = config._attn_implementation
     below = {key: _running(sub) for key, sub in sub_configs(config).items()}
@@ -70,6 +84,14 @@ def write_block(config: Any, name: str, parameters: dict[str, Any]) -> None:
     """Write `config.softext` in full, so that a later default cannot change a saved model."""
     given = {key: value for key, value in parameters.items() if value is not None}
     setattr(config, BLOCK, {"attention": name, **given})
+
+
+def write_blocks(target: Any, name: str, parameters: dict[str, Any]) -> None:
+    """Write the block, and the record for a save, in every config of `target` that runs `name`."""
+    for config in configs_of(target):
+        if config._attn_implementation == name:
+            write_block(config, name, parameters)
+            setattr(config, KEY, RunningAttention(config))
 
 
 def record_use(config: Any, name: str, parameters: dict[str, Any]) -> None:

@@ -69,14 +69,15 @@ def verify_attention(model: nn.Module, inputs: Mapping[str, Any] | None = None) 
         for module in model.modules()
         if _looks_like_attention(module)
     ]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     OBSERVERS.append(reached.append)
     try:
         with torch.no_grad():
             model.eval()(**(dummy_inputs(model) if inputs is None else inputs))
     finally:
         OBSERVERS.remove(reached.append)
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
         for hook in hooks:
             hook.remove()
     report = _report(model, "/".join(used), ran, reached)

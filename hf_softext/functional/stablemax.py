@@ -42,10 +42,13 @@ def stablemax(scores: Tensor, dim: int = -1) -> Tensor:
         L. Prieto, M. Barsbey, P. A. M. Mediano, T. Birdal, "Grokking at the Edge of Numerical
         Stability", 2025, arXiv 2501.04697.
     """
-    return log_stablemax(scores, dim).exp()
+    return log_stablemax(_wide(scores), dim).exp().to(scores.dtype)
 
 
 def log_stablemax(scores: Tensor, dim: int = -1) -> Tensor:
     """Logarithm of `stablemax`, with the same arguments."""
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    return torch.log_softmax(stablemax_logits(wide), dim=dim).to(scores.dtype)
+    return torch.log_softmax(stablemax_logits(_wide(scores)), dim=dim).to(scores.dtype)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_softext.attention._common import AttentionMethod
-from hf_softext.attention.record import all_configs, write_block
+from hf_softext.attention.record import write_blocks
 from hf_softext.training.adoption_loss import adoption_loss, layer_centers, mean_pool
 
 
@@ -219,12 +219,8 @@ class EaseIn(TrainerCallback):
             name: start + done * (self.parameters[name] - start)
             for name, start in self.method.start.items()
         }
-        self._write(model, {**self.parameters, **eased})
+        write_blocks(model, self.method.name, {**self.parameters, **eased})
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         """Leave the final parameters."""
-        self._write(model, self.parameters)
-
-    def _write(self, model: Any, parameters: dict[str, Any]) -> None:
-        for config in all_configs(model.config):
-            write_block(config, self.method.name, parameters)
+        write_blocks(model, self.method.name, self.parameters)

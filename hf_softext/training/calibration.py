@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hf_softext.attention._common import AttentionMethod
-from hf_softext.attention.record import all_configs, write_block
+from hf_softext.attention.record import write_blocks
 
 # StableMax and softplus grow slower than exp, so that softmax's own scale is rarely the best
 _FACTORS = [2 ** (step / 2) for step in range(-2, 7)]
@@ -50,13 +50,8 @@ def calibrate_scale(
         return parameters
     losses = {}
     for factor in _FACTORS:
-        _write(model, method, {**parameters, "scale": base * factor})
+        write_blocks(model, method.name, {**parameters, "scale": base * factor})
         losses[base * factor] = loss()
     best = {**parameters, "scale": min(losses, key=losses.__getitem__)}
-    _write(model, method, best)
+    write_blocks(model, method.name, best)
     return best
-
-
-def _write(model: Any, method: AttentionMethod, parameters: dict[str, Any]) -> None:
-    for config in all_configs(model.config):
-        write_block(config, method.name, parameters)

