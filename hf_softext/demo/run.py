@@ -64,10 +64,10 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     from hf_softext.demo.sentence import Scale
 
     plan = (
-        Plan(Budget(length=64, steps=120, batch=32, test_bytes=8192), 30, Scale(1500, 500, 40))
+        Plan(Budget(length=64, steps=80, batch=32, test_bytes=4096), 20, Scale(750, 300, 20))
         if quick
         else Plan(
-            Budget(length=64, steps=600, batch=32, test_bytes=32768), 150, Scale(3000, 1500, 100)
+            Budget(length=64, steps=500, batch=32, test_bytes=16384), 300, Scale(3000, 1500, 118)
         )
     )
     started = time.time()

@@ -117,7 +117,7 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
     with args.main_process_first(desc="tokenizing"):
         _claim(work, args)
         rows = _tokenize(texts, tokenizer, args.max_length)
-    held_out = min(200, max(1, len(rows) // 20))
+    held_out = min(100, max(1, len(rows) // 20))
     split = (
         rows.train_test_split(test_size=held_out, seed=0)
         if len(rows) > 1

@@ -187,9 +187,9 @@ class AdoptionTrainer(Trainer):
         return adoption_loss(student, teacher, inputs, self._centers)
 
     def _sample(self) -> list[dict]:
-        """The first 64 training examples in batches of 8: the same in every process and run."""
+        """The first 32 training examples in batches of 8: the same in every process and run."""
         data: Any = self.train_dataset
-        rows = list(islice(iter(data), 64))
+        rows = list(islice(iter(data), 32))
         collate: Any = self._get_collator_with_removed_columns(self.data_collator)
         return [self._prepare_inputs(collate(rows[n : n + 8])) for n in range(0, len(rows), 8)]
 
