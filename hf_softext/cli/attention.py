@@ -84,3 +84,5 @@ def adopt(
             f"{result.after:.4f} adopted"
         )
         print(f"saved in {result.folder}")
+        if result.after <= result.before:
+            print("no closer than the bare swap: give it more steps, more text or a smaller rate")

@@ -212,16 +212,9 @@ def read_texts(path: Path, column: str) -> Dataset:
         raise ValueError(
             f"column={column!r} is not in {path.name}, which has {', '.join(rows.column_names)}."
         )
-    rows = (
-        rows.select_columns(column).rename_column(column, "source_text")
-        if column != "text"
-        else rows
-    )
-    rows = (
-        rows.rename_column("source_text", "text")
-        if column != "text"
-        else rows.select_columns("text")
-    )
+    rows = rows.select_columns(column)
+    if column != "text":
+        rows = rows.rename_column(column, "text")
     rows = rows.filter(
         lambda text: isinstance(text, str) and bool(text.strip()), input_columns="text"
     )
