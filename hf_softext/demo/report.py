@@ -104,5 +104,5 @@ def adoption_plot(cosines: dict[str, tuple[float, float]]) -> Figure:
     axes.set_ylim(len(cosines) - 0.5, -0.5)
     axes.set_xlabel("cosine of the sentence embeddings to the original's (CLINC150 test queries)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
     return figure
