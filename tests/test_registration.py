@@ -11,8 +11,9 @@ from hf_softext.catalog import methods
 
 CHECK = """
 from transformers import BertConfig, BertModel
-config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-vocab_size=9) config._attn_implementation = "softplus"
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+config = BertConfig(**sizes, vocab_size=9)
+config._attn_implementation = "softplus"
 assert BertModel(config).config._attn_implementation == "softplus"
 """
 
