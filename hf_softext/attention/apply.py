@@ -60,7 +60,13 @@ def _switch(model: Any, name: str) -> None:
     # been given the name all the same, at construction
     settable = getattr(model, "_can_set_attn_implementation", lambda: True)()
     if settable:
-        model.set_attn_implementation(name)
+        # the parts as well: older transformers leave out those with a config of their own (T5)
+        for part in model.modules():
+            if (
+                hasattr(part, "set_attn_implementation")
+                and part.config._attn_implementation != name
+            ):
+                part.set_attn_implementation(name)
     if not settable or model.config._attn_implementation != name:
         raise ValueError(
             f"{type(model).__name__} does not look its attention up in transformers' "
