@@ -34,8 +34,8 @@ class AttentionReport:
 def verify_attention(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> AttentionReport:
     """Run one forward pass and count the attention modules that used the chosen method.
 
-    A third of the model classes of transformers does not look attention up in the registry; most
-    of them accept the name all the same and ignore it. This is how to know.
+    Some model classes of transformers do not look attention up in the registry; most of those
+    accept the name all the same and ignore it. This is how to know.
 
     Args:
         model: a transformers model that was given one of this package's attention names.

@@ -55,8 +55,7 @@ def env() -> None:
 def verify(model: ModelArgument, attention: AttentionOption, param: ParamOption = None) -> None:
     """Tell whether a model would really run an attention method, without loading its weights.
 
-    Exit status 2 where it would not: a third of the model classes of transformers has attention
-    code of its own.
+    Exit status 2 where it would not: some model classes have attention code of their own.
     """
     from hf_softext.cli import attention as commands
 
