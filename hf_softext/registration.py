@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+
+from hf_softext.attention._base import RECORDERS
 from hf_softext.catalog import methods
 
 
@@ -32,6 +35,8 @@ def register() -> list[str]:
         AttentionInterface.register(row.name, forward)
         AttentionMaskInterface.register(row.name, explicit_mask)
         names.append(row.name)
+    if attentions_are_recorded not in RECORDERS:
+        RECORDERS.append(attentions_are_recorded)
     return names
 
 
@@ -49,3 +54,20 @@ def explicit_mask(
     from transformers.masking_utils import sdpa_mask
 
     return sdpa_mask(*args, allow_is_causal_skip=False, allow_is_bidirectional_skip=False, **kwargs)
+
+
+def attentions_are_recorded() -> bool:
+    """Whether transformers records attention weights in the forward pass that runs now.
+
+    Most models pass `output_attentions` down to the attention function; some do not, and then the
+    recorder is the only one who knows.
+    """
+    from transformers.utils import output_capturing
+
+    active = output_capturing._active_collector
+    # a context variable cannot be traced; while compiling, its plain stand-in is what holds
+    if active.compiling or torch.compiler.is_compiling():
+        recorded = active.global_var
+    else:
+        recorded = active.context_var.get()
+    return recorded is not None and any("attentions" in key for key in recorded)

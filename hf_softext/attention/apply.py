@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from hf_softext.attention._common import AttentionMethod
+from hf_softext.attention._base import BaseAttention
 from hf_softext.attention.record import configs_of, warn_swap, write_blocks
 from hf_softext.catalog import find
 
@@ -33,7 +33,7 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
         model.save_pretrained("out")          # from_pretrained("out") runs the same attention
         ```
     """
-    method: AttentionMethod = find(name, "attention").load()
+    method: BaseAttention = find(name, "attention").load()
     resolved = method.resolve(parameters)
     is_model = hasattr(model, "set_attn_implementation")
     config: Any = model.config if is_model else model  # pyright: ignore[reportAttributeAccessIssue]
@@ -42,7 +42,7 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
             f"model must be a transformers model or config, not {type(model).__name__}."
         )
     for part in configs_of(model):
-        method.check_head_dim(_head_dim(part), resolved["scale"])
+        method.check_head_dim(_head_dim(part), resolved)
 
     before = config._attn_implementation
     if is_model:

@@ -36,7 +36,6 @@ class Number:
             if above and value <= self.high:
                 return value
         raise ValueError(f"{name}={value!r} is not allowed: {self.describe()}.")
-        return value
 
     def describe(self) -> str:
         """The range in words."""
@@ -63,7 +62,36 @@ class Choice:
         return "one of " + ", ".join(map(repr, self.options))
 
 
-Parameters = Mapping[str, Number | Choice]
+@dataclass(frozen=True)
+class Pair:
+    """Two whole numbers, or None.
+
+    Attributes:
+        low: the smallest value of each.
+        high: the largest.
+        default: None.
+    """
+
+    low: int
+    high: int
+    default: None = None
+
+    def check(self, name: str, value: Any) -> list[int] | None:
+        """Return the value, as JSON has it, or raise a ValueError that names it and the range."""
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)) and len(value) == 2:
+            whole = all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+            if whole and all(self.low <= x <= self.high for x in value):
+                return list(value)
+        raise ValueError(f"{name}={value!r} is not allowed: {self.describe()}.")
+
+    def describe(self) -> str:
+        """The range in words."""
+        return f"two whole numbers from {self.low} up to {self.high}, or null"
+
+
+Parameters = Mapping[str, Number | Choice | Pair]
 
 
 def resolve(method: str, known: Parameters, given: Mapping[str, Any]) -> dict[str, Any]:

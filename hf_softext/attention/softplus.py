@@ -25,6 +25,7 @@ SOFTPLUS = AttentionMethod(
     name="softplus",
     weights=softplus_normalize,
     cosine=True,
+    row_map="softplus",
     parameters={"scale": _SCALE},
 )
 
@@ -32,6 +33,7 @@ SOFTPLUS_REWEIGHTED = AttentionMethod(
     name="softplus_reweighted",
     weights=reweighted,
     cosine=True,
+    row_map="softplus_sharpened",
     parameters={
         "scale": _SCALE,
         "power": Number(default=15.0, low=1, high=1000),

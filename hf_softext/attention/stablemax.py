@@ -24,5 +24,6 @@ STABLEMAX = AttentionMethod(
     name="stablemax",
     weights=stablemax_normalize,
     cosine=False,
+    row_map="stablemax",
     parameters={"scale": Number(default=None, low=0, high=1e4, above_low=True)},
 )

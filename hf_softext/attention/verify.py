@@ -1,13 +1,15 @@
 """Find out whether a model really runs the attention that it was asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hf_softext.attention._common import OBSERVERS
+from hf_softext.attention._base import OBSERVERS
+from hf_softext.attention.inputs import dummy_inputs
 from hf_softext.catalog import methods
 
 
@@ -62,77 +64,50 @@ def verify_attention(model: nn.Module, inputs: Mapping[str, Any] | None = None) 
             f"choose one of {', '.join(names)} first: hf_softext.apply_attention(model, "
             f"{names[0]!r})."
         )
-    ran: list[nn.Module] = []
-    reached: list[nn.Module] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, _: ran.append(module))
-        for module in model.modules()
-        if _looks_like_attention(module)
-    ]
     modes = [(module, module.training) for module in model.modules()]
-    OBSERVERS.append(reached.append)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watch_attention(model) as seen:
             model.eval()(**(dummy_inputs(model) if inputs is None else inputs))
     finally:
-        OBSERVERS.remove(reached.append)
         for module, mode in modes:
             module.training = mode
-        for hook in hooks:
-            hook.remove()
-    report = _report(model, "/".join(used), ran, reached)
+    report = seen.report("/".join(used))
     if not report.reached:
         raise ValueError(_ignored(model, report))
     return report
 
 
-def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """The smallest inputs that a model of this kind takes.
+class Watch:
+    """The attention modules of a model that ran, and those of them that called a method of ours."""
 
-    Raises:
-        ValueError: its main input is of a kind that has no default.
-    """
-    config: Any = model.config
-    device = next(model.parameters()).device
-    main = getattr(model, "main_input_name", "input_ids")
-    tokens = torch.ones(2, 5, dtype=torch.long, device=device)
-    if main == "input_ids":
-        inputs = {"input_ids": tokens}
-    elif main == "pixel_values":
-        side = getattr(config, "image_size", 224)
-        height, width = side if isinstance(side, (list, tuple)) else (side, side)
-        inputs = {
-            main: torch.zeros(2, getattr(config, "num_channels", 3), height, width, device=device)
-        }
-    elif (
-        main == "input_features"
-        and hasattr(config, "num_mel_bins")
-        and hasattr(config, "max_source_positions")
-    ):
-        inputs = {
-            main: torch.zeros(
-                2, config.num_mel_bins, 2 * config.max_source_positions, device=device
-            )
-        }
-    elif main == "input_values":
-        inputs = {main: torch.zeros(2, 16000, device=device)}
-    else:
-        raise ValueError(
-            f"No default inputs for {type(model).__name__}, whose main input is {main!r}: pass "
-            "`inputs`."
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = tokens
-    if {"text_config", "vision_config"} <= set(
-        getattr(config, "sub_configs", {})
-    ) and main == "input_ids":
-        # two towers, as in CLIP: both must run
-        vision = config.vision_config
-        inputs["pixel_values"] = torch.zeros(
-            2, 3, vision.image_size, vision.image_size, device=device
-        )
-    dtype = next(model.parameters()).dtype
-    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.ran: list[nn.Module] = []
+        self.reached: list[nn.Module] = []
+
+    def report(self, attention: str = "") -> AttentionReport:
+        """What was seen so far."""
+        return _report(self.model, attention, self.ran, self.reached)
+
+
+@contextmanager
+def watch_attention(model: nn.Module) -> Iterator[Watch]:
+    """Record which attention modules of `model` run inside the block, and which call a method."""
+    seen = Watch(model)
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: seen.ran.append(module))
+        for module in model.modules()
+        if _looks_like_attention(module)
+    ]
+    # one object, as removing goes by identity of what was added
+    observer = seen.reached.append
+    OBSERVERS.append(observer)
+    try:
+        yield seen
+    finally:
+        OBSERVERS.remove(observer)
+        for hook in hooks:
+            hook.remove()
 
 
 def _looks_like_attention(module: nn.Module) -> bool:

@@ -1,11 +1,15 @@
 """Pure tensor functions, one idea a file. Nothing here knows a model, a config or another part of
 this package."""
 
+from hf_softext.functional.chunked_attention import chunked_attention
+from hf_softext.functional.fused_attention import fused_attention
 from hf_softext.functional.masked_softmax import masked_softmax
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
 
 __all__ = [
+    "chunked_attention",
+    "fused_attention",
     "log_softplus",
     "log_stablemax",
     "masked_softmax",

@@ -5,11 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_softext.functional.masked_softmax import masked_softmax
+from hf_softext.functional.row_maps import NOISE
 
 # below this, log(softplus(s)) equals s to float32 rounding (the error is e^s / 2)
 _LINEAR_BELOW = -17.0
-# N * a - 1 cancels to this much noise; rows whose largest value is not above it carry no order
-_NOISE = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
 def log_softplus(scores: Tensor) -> Tensor:
@@ -99,5 +98,5 @@ def sharpen(
     positive = (excess > 0) & keep
     log_excess = torch.where(positive, excess, 1.0).log()
     sharpened = masked_softmax(power * log_excess, positive)
-    ordered = ((excess > _NOISE[weights.dtype]) & keep).any(dim=-1, keepdim=True)
+    ordered = ((excess > NOISE[weights.dtype]) & keep).any(dim=-1, keepdim=True)
     return torch.where(ordered, sharpened, weights if degenerate == "softplus" else 0.0)

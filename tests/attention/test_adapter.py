@@ -1,7 +1,6 @@
 """The adapter and the methods in it, called as transformers calls them."""
 
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,8 +35,22 @@ def module(
     return found
 
 
+def call(name: str, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Output and weights; the output that comes without the weights must be the same."""
+    found = method(name)
+    out, weights = found.forward(module, *args, output_attentions=True, **kwargs)
+    if not (module.training and kwargs.get("dropout")):
+        lean, nothing = found.forward(module, *args, **kwargs)
+        assert nothing is None
+        assert lean.dtype == out.dtype
+        assert lean.is_contiguous()
+        tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(out.dtype, 1e-5)
+        torch.testing.assert_close(lean, out, atol=tolerance, rtol=tolerance, equal_nan=True)
+    return out, weights
+
+
 def attend(name: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    return method(name).forward(module(), *args, **kwargs)
+    return call(name, module(), *args, **kwargs)
 
 
 def tensors(
@@ -89,9 +102,7 @@ def test_output_and_gradients_equal_the_reference(
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
     wide = [tensor.double().requires_grad_() for tensor in inputs]
     keep = left_padded(63, 5)
-    out, weights = method(case.name).forward(
-        module(case.name, **parameters), *ours, keep, scaling=0.3
-    )
+    out, weights = call(case.name, module(case.name, **parameters), *ours, keep, scaling=0.3)
     expected, expected_weights = reference(case, *wide, keep, scaling=0.3, **parameters)
     upstream = torch.randn(out.shape).to(dtype)
     out.backward(upstream)
@@ -144,19 +155,18 @@ def test_what_a_missing_mask_means(name: str) -> None:
     query, key, value = tensors(queries=3, keys=7)
     everything = attend(name, query, key, value, torch.ones(2, 1, 3, 7, dtype=torch.bool))[1]
     first = attend(name, query, key, value, torch.ones(2, 1, 3, 7, dtype=torch.bool).tril())[1]
-    call: Callable[..., Any] = method(name).forward
-    assert torch.equal(call(module(), query, key, value, None)[1], everything)
+    assert torch.equal(call(name, module(), query, key, value, None)[1], everything)
     # query i sees keys 0 to i, also where the keys of a static cache are more than the queries
-    assert torch.equal(call(module(is_causal=True), query, key, value, None)[1], first)
+    assert torch.equal(call(name, module(is_causal=True), query, key, value, None)[1], first)
     decoder = module()
     decoder.config.is_decoder = True
-    assert torch.equal(call(decoder, query, key, value, None)[1], first)
+    assert torch.equal(call(name, decoder, query, key, value, None)[1], first)
     # the argument wins over the module
     assert torch.equal(
-        call(module(is_causal=True), query, key, value, None, is_causal=False)[1], everything
+        call(name, module(is_causal=True), query, key, value, None, is_causal=False)[1], everything
     )
     # a single query is a decoding step
-    step = call(module(is_causal=True), query[:, :, -1:], key, value, None)[1]
+    step = call(name, module(is_causal=True), query[:, :, -1:], key, value, None)[1]
     torch.testing.assert_close(step, everything[:, :, -1:])
 
 
@@ -284,7 +294,7 @@ def test_dropout_only_in_training(name: str) -> None:
     query, key, value = tensors(queries=40, keys=40)
     expected = attend(name, query, key, value, None)
     assert torch.equal(attend(name, query, key, value, None, dropout=0.5)[0], expected[0])
-    out, weights = method(name).forward(module(training=True), query, key, value, None, dropout=0.5)
+    out, weights = call(name, module(training=True), query, key, value, None, dropout=0.5)
     kept = weights != 0
     # a weight is dropped or doubled, and the output is made of those
     torch.testing.assert_close(weights[kept], 2 * expected[1][kept])
@@ -310,7 +320,7 @@ def test_head_dim_1() -> None:
     for name in COSINE:
         with pytest.raises(ValueError, match="head dim 1"):
             attend(name, *inputs, None)
-        weights = method(name).forward(module(name, scale=2.0), *inputs, None)[1]
+        weights = call(name, module(name, scale=2.0), *inputs, None)[1]
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
     attend("stablemax", *inputs, None)
 
@@ -330,7 +340,6 @@ def test_one_aligned_key_among_4096() -> None:
 
 def test_scaling_of_dot_products() -> None:
     inputs = tensors()
-    call = method("stablemax").forward
     default, none, half = (
         attend("stablemax", *inputs, None, scaling=s)[1] for s in (6**-0.5, None, 0.5)
     )
@@ -338,7 +347,7 @@ def test_scaling_of_dot_products() -> None:
     assert not torch.allclose(half, default)
     # the parameter wins over the model
     torch.testing.assert_close(
-        call(module("stablemax", scale=0.5), *inputs, None, scaling=9.0)[1], half
+        call("stablemax", module("stablemax", scale=0.5), *inputs, None, scaling=9.0)[1], half
     )
     # 0 is a scaling too
     torch.testing.assert_close(

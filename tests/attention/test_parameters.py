@@ -10,7 +10,7 @@ import transformers as hf
 from torch import nn
 
 import hf_softext
-from hf_softext.attention._common import OBSERVERS
+from hf_softext.attention._base import OBSERVERS
 from hf_softext.catalog import find
 from tests.cases import CASES, NAMES, Case
 from tests.models import MODELS, Model, model
