@@ -23,10 +23,11 @@ class Method:
 
     Attributes:
         name: what the user types.
-        family: the switch that takes the name: "attention" is `attn_implementation=`.
+        family: what the method is: "attention" is a name for `attn_implementation=`.
         summary: one line, no full stop.
         paper: the publication.
         path: "module:attribute" of the implementation.
+        usage: the line of Python that switches it on.
         status: "stable" or "experimental".
         extra: the optional dependency group that it needs, if any.
     """
@@ -36,6 +37,7 @@ class Method:
     summary: str
     paper: Paper
     path: str
+    usage: str
     status: str = "stable"
     extra: str | None = None
 
@@ -53,12 +55,20 @@ _SOFTPLUS = Paper(
     year=2025,
     arxiv="2501.13428",
 )
+_TWO_PASS = Paper(
+    title="The Two-Pass Softmax Algorithm",
+    authors="Marat Dukhan, Artsiom Ablavatski",
+    year=2020,
+    arxiv="2001.04438",
+)
 _GROKKING = Paper(
     title="Grokking at the Edge of Numerical Stability",
     authors="Lucas Prieto, Melih Barsbey, Pedro A. M. Mediano, Tolga Birdal",
     year=2025,
     arxiv="2501.04697",
 )
+
+_ATTENTION = 'from_pretrained(..., attn_implementation="{}")'
 
 CATALOG: tuple[Method, ...] = (
     Method(
@@ -67,6 +77,7 @@ CATALOG: tuple[Method, ...] = (
         summary="softplus of length-scaled cosine scores instead of exp (LSSA)",
         paper=_SOFTPLUS,
         path="hf_softext.attention.softplus:SOFTPLUS",
+        usage=_ATTENTION.format("softplus"),
     ),
     Method(
         name="softplus_reweighted",
@@ -74,6 +85,7 @@ CATALOG: tuple[Method, ...] = (
         summary="softplus attention whose weights are sharpened by a power (LSSAR)",
         paper=_SOFTPLUS,
         path="hf_softext.attention.softplus:SOFTPLUS_REWEIGHTED",
+        usage=_ATTENTION.format("softplus_reweighted"),
     ),
     Method(
         name="stablemax",
@@ -81,6 +93,16 @@ CATALOG: tuple[Method, ...] = (
         summary="StableMax of the scaled scores: linear instead of exponential growth",
         paper=_GROKKING,
         path="hf_softext.attention.stablemax:STABLEMAX",
+        usage=_ATTENTION.format("stablemax"),
+    ),
+    Method(
+        name="two_pass_softmax",
+        family="op",
+        summary="softmax and log-sum-exp of long CPU rows in fewer passes over memory",
+        paper=_TWO_PASS,
+        path="hf_softext.ops:two_pass_softmax",
+        usage="hf_softext.ops.two_pass_softmax(logits)",
+        status="experimental",
     ),
 )
 

@@ -1,6 +1,7 @@
 """`softext list`, `softext info` and `softext env`."""
 
 import importlib.metadata
+import inspect
 import platform
 
 from rich.console import Console
@@ -26,12 +27,16 @@ def print_info(name: str) -> None:
     console.print(
         f'{paper.authors}, "{paper.title}", {paper.year}, arXiv {paper.arxiv}', markup=False
     )
-    console.print(f'from_pretrained(..., attn_implementation="{row.name}")', markup=False)
-    table = Table("parameter", "default", "allowed", box=None)
-    for parameter, spec in row.load().parameters.items():
-        default = "from the model" if spec.default is None else str(spec.default)
-        table.add_row(parameter, default, spec.describe())
-    console.print(table)
+    console.print(row.usage, markup=False)
+    implementation = row.load()
+    if row.family == "attention":
+        table = Table("parameter", "default", "allowed", box=None)
+        for parameter, spec in implementation.parameters.items():
+            default = "from the model" if spec.default is None else str(spec.default)
+            table.add_row(parameter, default, spec.describe())
+        console.print(table)
+    else:
+        console.print(inspect.getdoc(implementation), markup=False)
 
 
 def print_env() -> None:

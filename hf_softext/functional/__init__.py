@@ -2,14 +2,18 @@
 this package."""
 
 from hf_softext.functional.chunked_attention import chunked_attention
+from hf_softext.functional.extended_sum import ExtendedSum
 from hf_softext.functional.fused_attention import fused_attention
+from hf_softext.functional.linear_logsumexp import linear_logsumexp
 from hf_softext.functional.masked_softmax import masked_softmax
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
 
 __all__ = [
+    "ExtendedSum",
     "chunked_attention",
     "fused_attention",
+    "linear_logsumexp",
     "log_softplus",
     "log_stablemax",
     "masked_softmax",

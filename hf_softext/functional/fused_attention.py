@@ -69,24 +69,25 @@ def fused_attention(
     pre = _before_map(bias, softcap)
     mask = _block_mask(keep)
 
-    def attend(score_mod: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    how = {"block_mask": mask, "scale": 1.0, "enable_gqa": query.shape[1] != key.shape[1]}
+
+    def with_log_total(score_mod: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         output, aux = _flex()(
-            query,
-            key,
-            value,
-            score_mod=score_mod,
-            block_mask=mask,
-            scale=1.0,
-            enable_gqa=query.shape[1] != key.shape[1],
-            return_aux=AuxRequest(lse=True),
+            query, key, value, score_mod=score_mod, return_aux=AuxRequest(lse=True), **how
         )
         return output, aux.lse
 
-    if row_map != "softplus_sharpened":
-        log_weight = _LOG_WEIGHTS[row_map]
-        output, _ = attend(lambda s, b, h, i, j: log_weight(pre(s, b, h, i, j)))
+    if row_map == "softplus_sharpened":
+        output = _sharpened(with_log_total, pre, keep, **(options or {}))
     else:
-        output = _sharpened(attend, pre, keep, **(options or {}))
+        log_weight = _LOG_WEIGHTS[row_map]
+        output = _flex()(
+            query,
+            key,
+            value,
+            score_mod=lambda s, b, h, i, j: log_weight(pre(s, b, h, i, j)),
+            **how,
+        )
     return output.transpose(1, 2).contiguous()
 
 

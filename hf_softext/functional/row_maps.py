@@ -147,9 +147,12 @@ class SharpenedSoftplus(RowMap):
         flat = largest <= NOISE[scores.dtype]
         any_flat = bool(flat.any())
         inverse = torch.where(flat, 0.0, largest.reciprocal())
-        powers = (excess * inverse).log_().mul_(self.power)
-        powers = F.threshold(powers, _NEGLIGIBLE_BELOW[scores.dtype], -math.inf, inplace=True)
-        total = powers.exp_().sum(dim=-1, keepdim=True)
+        # zeros are kept from log and exp, which take ten times as long for 0 and for -inf
+        least = _NEGLIGIBLE_BELOW[scores.dtype]
+        ratios = (excess * inverse).clamp_(min=math.exp(least / self.power))
+        powers = ratios.log_().mul_(self.power).exp_()
+        powers = F.threshold(powers, math.exp(least + 0.5), 0.0, inplace=True)
+        total = powers.sum(dim=-1, keepdim=True)
         weights = powers.mul_(torch.where(flat, 0.0, total.reciprocal()))
         if any_flat and self.fall_back:
             weights = torch.where(flat, softplus, weights)
