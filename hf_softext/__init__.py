@@ -15,19 +15,29 @@ from hf_softext.version import __version__
 _LAZY = {
     "AdoptionArguments": "hf_softext.training.adoption",
     "AdoptionTrainer": "hf_softext.training.adoption",
+    "PerpGradCallback": "hf_softext.training.perp_grad",
+    "SoftmaxCollapseCallback": "hf_softext.training.collapse",
+    "StableMaxLogitsProcessor": "hf_softext.generation.stablemax",
     "adopt": "hf_softext.training.adopt",
     "apply_attention": "hf_softext.attention.apply",
+    "perp_grad": "hf_softext.optim.perp_grad",
     "register": "hf_softext.registration",
+    "stablemax_decoding": "hf_softext.generation.stablemax",
     "verify_attention": "hf_softext.attention.verify",
 }
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
     "AdoptionArguments",
     "AdoptionTrainer",
+    "PerpGradCallback",
+    "SoftmaxCollapseCallback",
+    "StableMaxLogitsProcessor",
     "__version__",
     "adopt",
     "apply_attention",
+    "perp_grad",
     "register",
+    "stablemax_decoding",
     "verify_attention",
 ]
 

@@ -96,6 +96,14 @@ CATALOG: tuple[Method, ...] = (
         usage=_ATTENTION.format("stablemax"),
     ),
     Method(
+        name="perp_grad",
+        family="optimizer",
+        summary="takes out of every gradient what only changes the length of the weights",
+        paper=_GROKKING,
+        path="hf_softext.optim.perp_grad:perp_grad",
+        usage="hf_softext.perp_grad(optimizer)",
+    ),
+    Method(
         name="two_pass_softmax",
         family="op",
         summary="softmax and log-sum-exp of long CPU rows in fewer passes over memory",

@@ -6,6 +6,8 @@ from hf_softext.functional.extended_sum import ExtendedSum
 from hf_softext.functional.fused_attention import fused_attention
 from hf_softext.functional.linear_logsumexp import linear_logsumexp
 from hf_softext.functional.masked_softmax import masked_softmax
+from hf_softext.functional.perp_grad import project_out
+from hf_softext.functional.softmax_collapse import softmax_collapse
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
 
@@ -17,7 +19,9 @@ __all__ = [
     "log_softplus",
     "log_stablemax",
     "masked_softmax",
+    "project_out",
     "sharpen",
+    "softmax_collapse",
     "softplus_normalize",
     "stablemax",
     "stablemax_logits",
