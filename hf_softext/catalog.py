@@ -67,6 +67,21 @@ _GROKKING = Paper(
     year=2025,
     arxiv="2501.04697",
 )
+_SOFT = Paper(
+    title="SOFT: Softmax-free Transformer with Linear Complexity",
+    authors=(
+        "Jiachen Lu, Jinghan Yao, Junge Zhang, Xiatian Zhu, Hang Xu, Weiguo Gao, Chunjing Xu, Tao "
+        "Xiang, Li Zhang"
+    ),
+    year=2021,
+    arxiv="2110.11945",
+)
+_SOFT_NORM = Paper(
+    title="Softmax-free Linear Transformers",
+    authors="Jiachen Lu, Junge Zhang, Xiatian Zhu, Jianfeng Feng, Tao Xiang, Li Zhang",
+    year=2024,
+    arxiv="2207.03341",
+)
 
 _ATTENTION = 'from_pretrained(..., attn_implementation="{}")'
 
@@ -94,6 +109,22 @@ CATALOG: tuple[Method, ...] = (
         paper=_GROKKING,
         path="hf_softext.attention.stablemax:STABLEMAX",
         usage=_ATTENTION.format("stablemax"),
+    ),
+    Method(
+        name="soft",
+        family="attention",
+        summary="Gaussian kernel of query and key, not normalised; low rank for images (SOFT)",
+        paper=_SOFT,
+        path="hf_softext.attention.soft:SOFT",
+        usage=_ATTENTION.format("soft"),
+    ),
+    Method(
+        name="soft_norm",
+        family="attention",
+        summary="Gaussian kernel, rows divided by their sum; low rank for images (SOFT++)",
+        paper=_SOFT_NORM,
+        path="hf_softext.attention.soft:SOFT_NORM",
+        usage=_ATTENTION.format("soft_norm"),
     ),
     Method(
         name="perp_grad",

@@ -49,10 +49,23 @@ def explicit_mask(
     """The boolean mask (B, 1, Q, K) of transformers, never skipped.
 
     A skipped mask leaves it to the attention function to guess whether the model is causal, and
-    several encoders say nothing about that; the number of visible keys is needed anyhow.
+    several encoders say nothing about that; the number of visible keys is needed anyhow. Where
+    every query sees the same keys, one row stands for all and no matrix is written.
     """
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+    padding, queries, keys = map(kwargs.get, ("attention_mask", "q_length", "kv_length"))
+    if (
+        kwargs.get("mask_function") is bidirectional_mask_function
+        and isinstance(queries, int)
+        and not kwargs.get("q_offset")
+        and not kwargs.get("kv_offset")
+        and (padding is None or padding.shape[-1] == keys)
+    ):
+        if padding is None:
+            device = kwargs.get("device", "cpu")
+            padding = torch.ones(kwargs["batch_size"], keys, dtype=torch.bool, device=device)
+        return padding.bool()[:, None, None, :].expand(-1, 1, queries, -1)
     return sdpa_mask(*args, allow_is_causal_skip=False, allow_is_bidirectional_skip=False, **kwargs)
 
 

@@ -20,13 +20,21 @@ class Case:
         name: its name in the catalogue.
         row: the weights of the visible scores of one query, as the paper writes them.
         cosine: whether scores are cosines times the logarithm of the number of visible keys.
+        gaussian: whether scores are minus half the scaled squared distances of query and key. Such
+            a method has nothing that a soft-cap could cap, and it runs on torch's fused softmax,
+            where a NaN in a key reaches queries that do not see it.
+        normalized: whether the weights of a row sum to 1.
+        scaling: a model's factor with which weights at head dim 60 are of every size.
         defaults: every parameter that `row` takes, at its default.
         other: a non-default set, `scale` included.
     """
 
     name: str
     row: Callable[..., Tensor]
-    cosine: bool
+    cosine: bool = False
+    gaussian: bool = False
+    normalized: bool = True
+    scaling: float = 0.3
     defaults: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
 
@@ -57,6 +65,18 @@ def stablemax_row(scores: Tensor) -> Tensor:
     return positive / positive.sum()
 
 
+def kernel_row(exponents: Tensor, **_: Any) -> Tensor:
+    """The kernel itself."""
+    return torch.exp(exponents)
+
+
+def normalized_kernel_row(exponents: Tensor, **_: Any) -> Tensor:
+    """The kernel over its sum, relative to the largest."""
+    positive = torch.exp(exponents - exponents.max())
+    return positive / positive.sum()
+
+
+SOFT = {"mode": "exact", "landmarks": 49, "iterations": 20, "tie": "error"}
 CASES = [
     Case("softplus", softplus_row, cosine=True, other={"scale": 2.5}),
     Case(
@@ -66,7 +86,23 @@ CASES = [
         defaults={"power": 15.0, "shift": 1.0, "free_rows": 3, "degenerate": "softplus"},
         other={"scale": 2.5, "power": 3, "shift": 0.5, "free_rows": 6, "degenerate": "zero"},
     ),
-    Case("stablemax", stablemax_row, cosine=False, other={"scale": 0.7}),
+    Case("stablemax", stablemax_row, other={"scale": 0.7}),
+    Case(
+        "soft",
+        kernel_row,
+        gaussian=True,
+        normalized=False,
+        scaling=0.02,
+        defaults=SOFT | {"grid": None},
+        other=SOFT | {"scale": 0.05},
+    ),
+    Case(
+        "soft_norm",
+        normalized_kernel_row,
+        gaussian=True,
+        defaults=SOFT | {"grid": None},
+        other=SOFT | {"scale": 0.05},
+    ),
 ]
 NAMES = [case.name for case in CASES]
 
@@ -101,11 +137,14 @@ def reference(
         if len(seen) == 0:
             continue
         q, k = query[b, h, i], key[b, h // groups][seen]
+        factor = next(x for x in (scale, scaling, dim**-0.5) if x is not None)
         if case.cosine:
             cosines = (k @ q) / (k.norm(dim=-1) * q.norm())
             scores = cosines * math.log(len(seen)) * (math.log(dim) if scale is None else scale)
+        elif case.gaussian:
+            scores = -0.5 * factor * (q - k).square().sum(-1)
         else:
-            scores = (k @ q) * next(x for x in (scale, scaling, dim**-0.5) if x is not None)
+            scores = (k @ q) * factor
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if bias is not None:

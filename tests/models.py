@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor
+
+from tests.cases import CASES
 
 LENGTH, PAD = 9, 3
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
@@ -30,6 +33,7 @@ class Model:
         softmax: the implementation that a softmax of ours must equal; "eager" if sdpa is refused.
         positions: "relative" without position_ids, "given" by them, or "fixed": absolute and not to
             be chosen.
+        softcap: whether it caps its scores, which a Gaussian kernel refuses.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Model:
     kind: str
     softmax: str = "sdpa"
     positions: str = "relative"
+    softcap: bool = False
 
     def build(self, attention: str | None = None) -> Any:
         """The model in eval mode, on softmax by default.
@@ -122,6 +127,7 @@ MODELS = [
         "decoder",
         softmax="eager",
         positions="given",
+        softcap=True,
     ),
     Model(
         "deepseek-v3-mla",
@@ -252,3 +258,23 @@ DECODERS = [model for model in MODELS if model.kind == "decoder"]
 def model(name: str) -> Model:
     """The row called `name`."""
     return next(row for row in MODELS if row.name == name)
+
+
+def served(rows: list[Model]) -> list[Any]:
+    """Each of the rows with each method that takes it; `refused` has the others."""
+    return [
+        pytest.param(row, case, id=f"{row.name}-{case.name}")
+        for row in rows
+        for case in CASES
+        if not (row.softcap and case.gaussian)
+    ]
+
+
+def refused(rows: list[Model]) -> list[Any]:
+    """The rows with the methods that refuse them."""
+    return [
+        pytest.param(row, case, id=f"{row.name}-{case.name}")
+        for row in rows
+        for case in CASES
+        if row.softcap and case.gaussian
+    ]

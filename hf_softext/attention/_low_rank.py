@@ -24,12 +24,17 @@ def unequal(name: str) -> str:
 
 @torch.library.custom_op("softext::admit_tokens", mutates_args=())
 def admit_tokens(
-    keep: Tensor | None, query: Tensor | None, key: Tensor | None, name: str
+    keep: Tensor | None,
+    bias: Tensor | None,
+    query: Tensor | None,
+    key: Tensor | None,
+    name: str,
 ) -> Tensor:
     """Which tokens are no padding.
 
     Args:
         keep: bool, 4 dimensions, broadcastable to (B, H, N, N); or None.
+        bias: what an additive mask adds where it does not hide; or None.
         query: (B, H, N, D), to be compared with `key`; or None. Not both of it and `keep` are None.
         key: as the query.
         name: of the method, for messages.
@@ -39,10 +44,12 @@ def admit_tokens(
 
     Raises:
         ValueError: the mask hides more than padding: two queries that are no padding see different
-            keys; or query and key differ.
+            keys; or it adds something; or query and key differ.
     """
     if query is not None and key is not None and not torch.equal(query, key):
         raise ValueError(unequal(name))
+    if bias is not None and bool(bias.any()):
+        raise ValueError(refusal(name, "an attention_mask that adds a bias"))
     if keep is None:
         return _fresh(keep, query).fill_(True)
     # an expanded mask is one row for all
@@ -60,7 +67,7 @@ def admit_tokens(
 
 
 @admit_tokens.register_fake
-def _(keep, query, key, name):
+def _(keep, bias, query, key, name):
     return _fresh(keep, query)
 
 

@@ -15,7 +15,7 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
     Args:
         model: a transformers model, changed in place; or a config, for `from_pretrained(...,
             config=config)` and `from_config(config)`.
-        name: "softplus", "softplus_reweighted" or "stablemax".
+        name: "softplus", "softplus_reweighted", "stablemax", "soft" or "soft_norm".
         **parameters: the method's parameters; `softext info NAME` lists them with their ranges.
 
     Returns:

@@ -21,7 +21,7 @@ Reference:
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +53,11 @@ class GaussianAttention(BaseAttention):
 
     Attributes:
         normalize: `soft_norm`.
+        cosine: its scores are no cosines; `softext adopt` asks.
     """
 
     normalize: bool
+    cosine: ClassVar[bool] = False
 
     def attend(self, call: Call, parameters: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Output and weights; see the base class.
@@ -77,21 +79,52 @@ class GaussianAttention(BaseAttention):
                 f"{self.name!r} needs a scale of 0 or more, and the model's scaling is {factor}: "
                 f"give `scale`."
             )
-        root, groups = math.sqrt(factor), call.query.shape[1] // max(1, call.key.shape[1])
-        query, key = (x.to(call.wide) * root for x in (call.query, call.key))
+        query, key = (x.to(call.wide) * math.sqrt(factor) for x in (call.query, call.key))
         value = call.value.to(call.wide)
-        if parameters["mode"] == "exact":
-            return self._exact(call, query, key, value, call.visible.keep)
+        if parameters["mode"] == "low_rank":
+            return self._low_rank(call, query, key, value, parameters)
+        return self._exact(call, query, key, value, call.visible.keep, call.bias())
 
+    def _exact(
+        self,
+        call: Call,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keep: Tensor | None,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if not call.weights:
+            output = gaussian_attention(
+                query,
+                key,
+                value,
+                keep=keep,
+                causal=call.visible.causal,
+                bias=bias,
+                dropout=call.dropout,
+                normalize=self.normalize,
+            )
+            return output, None
+        groups = query.shape[1] // max(1, key.shape[1])
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        shown = call.visible.dense() if keep is None else keep
+        weights = gaussian_weights(query, key, shown, bias, self.normalize)
+        weights = F.dropout(weights, p=call.dropout)
+        return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+    def _low_rank(
+        self, call: Call, query: Tensor, key: Tensor, value: Tensor, parameters: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        valid = self._admit(call, parameters["tie"])
+        groups = query.shape[1] // max(1, key.shape[1])
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        valid = self._admit(call, parameters["tie"])
         tokens = query if parameters["tie"] == "query" else 0.5 * (query + key)
         if valid is not None:
             # not even a NaN gets out of padding
             tokens, value = (x.masked_fill(~valid[:, None, :, None], 0.0) for x in (tokens, value))
-        count = tokens.shape[2]
-        grid, total = parameters["grid"], parameters["landmarks"]
+        count, grid, total = tokens.shape[2], parameters["grid"], parameters["landmarks"]
         side, prefix = grid_landmarks(count, total, grid) if grid else (0, 0)
         if grid:
             total = prefix + math.prod(-(-size // side) for size in grid)
@@ -101,39 +134,15 @@ class GaussianAttention(BaseAttention):
                 f"kernel is computed exactly. Sequences longer than `landmarks` are approximated."
             )
             keep = None if valid is None else (valid[:, :, None] & valid[:, None, :])[:, None]
-            return self._exact(call, tokens, tokens, value, keep)
+            return self._exact(call, tokens, tokens, value, keep, None)
         if grid:
             segment = grid_segments(grid, side, prefix, tokens.device)
         else:
             segment = segments(count, total, valid, tokens.device)
-        factors = self._factors(
-            tokens, membership(segment, total, valid), valid, parameters["iterations"]
-        )
+        members = membership(segment, total, valid)
+        factors = self._factors(tokens, members, valid, parameters["iterations"])
         output = factors.apply(value).transpose(1, 2).contiguous()
         return output, factors.dense() if call.weights else None
-
-    def _exact(
-        self, call: Call, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        causal = call.visible.causal
-        if not call.weights:
-            output = gaussian_attention(
-                query,
-                key,
-                value,
-                keep=keep,
-                causal=causal,
-                bias=call.bias(),
-                dropout=call.dropout,
-                normalize=self.normalize,
-            )
-            return output, None
-        groups = query.shape[1] // max(1, key.shape[1])
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        shown = call.visible.dense() if keep is None else keep
-        weights = gaussian_weights(query, key, shown, call.bias(), self.normalize)
-        weights = F.dropout(weights, p=call.dropout)
-        return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
     def _factors(
         self, tokens: Tensor, members: Tensor, valid: Tensor | None, iterations: int
@@ -173,12 +182,16 @@ class GaussianAttention(BaseAttention):
             )
         elif call.visible.causal:
             reason = "a causal mask (is_causal)"
-        elif call.bias() is not None:
-            reason = "an additive bias (in attention_mask or position_bias)"
-        elif call.dropout > 0:
-            reason = f"dropout={call.dropout}, as no weights are formed that could be dropped"
+        elif call.position_bias is not None:
+            reason = "a position_bias"
         if reason is not None:
             raise ValueError(refusal(self.name, reason))
+        if call.dropout > 0:
+            raise ValueError(
+                f"attn_implementation={self.name!r} with mode='low_rank' forms no weights that "
+                f"dropout={call.dropout} could drop: set the attention dropout in the model's "
+                f"config to 0, or mode='exact'."
+            )
         compare = tie == "error" and call.query is not call.key
         if compare and call.query.shape != call.key.shape:
             raise ValueError(unequal(self.name))
@@ -190,7 +203,8 @@ class GaussianAttention(BaseAttention):
         compared = (call.query.detach(), call.key.detach()) if compare else (None, None)
         # its answer is used even where there is no mask: an operator without a use is left out of a
         # compiled graph
-        return admit_tokens(keep, *compared, self.name)
+        bias = None if call.visible.bias is None else call.visible.bias.detach()
+        return admit_tokens(keep, bias, *compared, self.name)
 
 
 _PARAMETERS = {

@@ -49,6 +49,9 @@ def convert_to_soft(
             with a checkpoint that was not converted.
 
     Notes:
+        The projections have to be named q_proj, k_proj, v_proj and o_proj, which older releases of
+        transformers 5 do not do in DINOv2.
+
         The numbers are saved in `config.softext`, and `config.json` names "convert_to_soft" as
         attention implementation, which makes plain `from_pretrained` refuse the checkpoint instead
         of filling in random weights.

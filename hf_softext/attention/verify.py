@@ -1,6 +1,6 @@
 """Find out whether a model really runs the attention that it was asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hf_softext.attention._base import OBSERVERS
-from hf_softext.attention.inputs import dummy_inputs
+from hf_softext.attention.inputs import candidate_inputs
 from hf_softext.catalog import methods
 
 
@@ -21,16 +21,20 @@ class AttentionReport:
         attention: the implementation named by the model's config.
         reached: names of the modules that called one of this package's methods.
         bypassed: names of the attention modules that ran without calling one.
+        idle: names of the attention modules that did not run: those for images, say, if the
+            inputs were text.
     """
 
     attention: str
     reached: list[str]
     bypassed: list[str]
+    idle: list[str]
 
     def __str__(self) -> str:
         total = len(self.reached) + len(self.bypassed)
         text = f"{self.attention}: {len(self.reached)} of {total} attention modules reached"
-        return text + (f"; bypassed: {', '.join(self.bypassed)}" if self.bypassed else "")
+        text += f"; bypassed: {', '.join(self.bypassed)}" if self.bypassed else ""
+        return text + (f"; {len(self.idle)} did not run" if self.idle else "")
 
 
 def verify_attention(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> AttentionReport:
@@ -66,15 +70,34 @@ def verify_attention(model: nn.Module, inputs: Mapping[str, Any] | None = None) 
         )
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), watch_attention(model) as seen:
-            model.eval()(**(dummy_inputs(model) if inputs is None else inputs))
+        model.eval()
+        report = _first_that_runs(
+            model, candidate_inputs(model) if inputs is None else [inputs], "/".join(used)
+        )
     finally:
         for module, mode in modes:
             module.training = mode
-    report = seen.report("/".join(used))
     if not report.reached:
         raise ValueError(_ignored(model, report))
     return report
+
+
+def _first_that_runs(
+    model: nn.Module, candidates: Iterable[Mapping[str, Any]], attention: str
+) -> AttentionReport:
+    failures: list[Exception] = []
+    for inputs in candidates:
+        try:
+            with torch.no_grad(), watch_attention(model) as seen:
+                model(**inputs)
+            return seen.report(attention)
+        except NotImplementedError:
+            # a refusal of ours, which other inputs would not change
+            raise
+        except Exception as error:
+            # the next candidate has another layout; if none runs, the likeliest one's error counts
+            failures.append(error)
+    raise failures[0]
 
 
 class Watch:
@@ -121,16 +144,20 @@ def _report(
     hit = sorted({names[id(module)] for module in reached if id(module) in names})
     # an attention module may wrap another one: only the innermost counts, and none that contains
     # or sits in a hit
-    candidates = {names[id(module)] for module in ran}
-    inner = {
-        name for name in candidates if not any(other.startswith(name + ".") for other in candidates)
-    }
-    bypassed = sorted(
-        name
-        for name in inner
-        if not any(h == name or h.startswith(name + ".") or name.startswith(h + ".") for h in hit)
+    bypassed = [name for name in _innermost({names[id(m)] for m in ran}) if not _related(name, hit)]
+    known = _innermost({names[id(m)] for m in model.modules() if _looks_like_attention(m)})
+    idle = [name for name in known if not _related(name, [*hit, *bypassed])]
+    return AttentionReport(attention, hit, bypassed, idle)
+
+
+def _innermost(names: set[str]) -> list[str]:
+    return sorted(
+        name for name in names if not any(other.startswith(name + ".") for other in names)
     )
-    return AttentionReport(attention, hit, bypassed)
+
+
+def _related(name: str, others: list[str]) -> bool:
+    return any(x == name or x.startswith(name + ".") or name.startswith(x + ".") for x in others)
 
 
 def _ignored(model: nn.Module, report: AttentionReport) -> str:

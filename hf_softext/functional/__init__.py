@@ -4,8 +4,11 @@ this package."""
 from hf_softext.functional.chunked_attention import chunked_attention
 from hf_softext.functional.extended_sum import ExtendedSum
 from hf_softext.functional.fused_attention import fused_attention
+from hf_softext.functional.gaussian import gaussian_attention, gaussian_kernel
 from hf_softext.functional.linear_logsumexp import linear_logsumexp
+from hf_softext.functional.low_rank_gaussian import low_rank_gaussian
 from hf_softext.functional.masked_softmax import masked_softmax
+from hf_softext.functional.newton_pinv import newton_pinv
 from hf_softext.functional.perp_grad import project_out
 from hf_softext.functional.softmax_collapse import softmax_collapse
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
@@ -15,10 +18,14 @@ __all__ = [
     "ExtendedSum",
     "chunked_attention",
     "fused_attention",
+    "gaussian_attention",
+    "gaussian_kernel",
     "linear_logsumexp",
     "log_softplus",
     "log_stablemax",
+    "low_rank_gaussian",
     "masked_softmax",
+    "newton_pinv",
     "project_out",
     "sharpen",
     "softmax_collapse",

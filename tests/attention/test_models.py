@@ -13,13 +13,13 @@ from hf_softext.attention._common import AttentionMethod
 from hf_softext.attention.parameters import Number
 from hf_softext.functional import masked_softmax
 from hf_softext.registration import explicit_mask
-from tests.cases import NAMES
-from tests.models import DECODERS, LENGTH, MODELS, PAD, Model, model
+from tests.cases import CASES, NAMES, Case
+from tests.models import DECODERS, LENGTH, MODELS, PAD, Model, model, refused, served
 
 # left padding moves absolute positions that cannot be given
 PADDED = [
-    pytest.param(row, padding, id=f"{row.name}-{padding}")
-    for row in MODELS
+    pytest.param(row, case, padding, id=f"{row.name}-{case.name}-{padding}")
+    for row, case in (pair.values for pair in served(MODELS))
     for padding in ("left", "right")
     if row.kind != "image" and not (row.positions == "fixed" and padding == "left")
 ]
@@ -58,21 +58,19 @@ def test_softmax_through_the_adapter_is_the_model(
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", MODELS, ids=named)
-def test_method_changes_the_model(row: Model, name: str) -> None:
+@pytest.mark.parametrize(("row", "case"), served(MODELS))
+def test_method_changes_the_model(row: Model, case: Case) -> None:
     softmax, ours = (
-        row.run(row.build(attention), row.inputs()) for attention in (row.softmax, name)
+        row.run(row.build(attention), row.inputs()) for attention in (row.softmax, case.name)
     )
     for plain, changed in zip(softmax, ours, strict=True):
         assert (plain - changed).abs().max() > 1e-2
         assert changed.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("row", "padding"), PADDED)
-def test_padded_row_equals_the_row_alone(row: Model, name: str, padding: str) -> None:
-    built = row.build(name).double()
+@pytest.mark.parametrize(("row", "case", "padding"), PADDED)
+def test_padded_row_equals_the_row_alone(row: Model, case: Case, padding: str) -> None:
+    built = row.build(case.name).double()
     padded = widen(row.inputs(padding))
     real = slice(PAD, LENGTH) if padding == "left" else slice(0, LENGTH - PAD)
     both = row.run(built, padded)
@@ -87,6 +85,12 @@ def test_padded_row_equals_the_row_alone(row: Model, name: str, padding: str) ->
             torch.testing.assert_close(mine, want, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("row", "case"), refused(MODELS))
+def test_method_refuses_the_model(row: Model, case: Case) -> None:
+    with pytest.raises(NotImplementedError, match=f"{case.name!r} cannot soft-cap"):
+        row.run(row.build(case.name), row.inputs())
+
+
 def widen(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         key: tensor.double() if tensor.is_floating_point() else tensor
@@ -95,10 +99,9 @@ def widen(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", DECODERS, ids=named)
-def test_cached_decoding_equals_the_full_forward(row: Model, name: str, cache: str) -> None:
-    built = row.build(name).double()
+@pytest.mark.parametrize(("row", "case"), served(DECODERS))
+def test_cached_decoding_equals_the_full_forward(row: Model, case: Case, cache: str) -> None:
+    built = row.build(case.name).double()
     inputs = row.inputs("left")
     past = (
         DynamicCache(config=built.config)
@@ -125,10 +128,9 @@ def test_cached_decoding_equals_the_full_forward(row: Model, name: str, cache: s
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", DECODERS, ids=named)
-def test_packed_rows_equal_separate_rows(row: Model, name: str) -> None:
-    built = row.build(name).double()
+@pytest.mark.parametrize(("row", "case"), served(DECODERS))
+def test_packed_rows_equal_separate_rows(row: Model, case: Case) -> None:
+    built = row.build(case.name).double()
     ids = row.inputs()["input_ids"][:1]
     first, second = ids[:, :4], ids[:, 4:]
     positions = torch.cat([torch.arange(4), torch.arange(LENGTH - 4)])[None]
@@ -137,10 +139,9 @@ def test_packed_rows_equal_separate_rows(row: Model, name: str) -> None:
     torch.testing.assert_close(packed, torch.cat(separate, 1), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", [*DECODERS, model("t5")], ids=named)
-def test_greedy_generation_does_not_depend_on_the_batch(row: Model, name: str) -> None:
-    built = row.build(name).double()
+@pytest.mark.parametrize(("row", "case"), served([*DECODERS, model("t5")]))
+def test_greedy_generation_does_not_depend_on_the_batch(row: Model, case: Case) -> None:
+    built = row.build(case.name).double()
     inputs = {key: row.inputs("left")[key] for key in ("input_ids", "attention_mask")}
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "output_logits": True}
     together = built.generate(**inputs, **options, return_dict_in_generate=True)
@@ -198,11 +199,11 @@ def test_compiles_in_one_graph(row: Model, name: str) -> None:
     assert built.config.to_dict()["attn_implementation"] == name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_attentions_are_the_weights(name: str) -> None:
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_attentions_are_the_weights(case: Case) -> None:
     row = model("llama")
     inputs = row.inputs("left")
-    attentions = row.build(name)(**inputs, output_attentions=True).attentions
+    attentions = row.build(case.name)(**inputs, output_attentions=True).attentions
     assert len(attentions) == 2
     sums = inputs["attention_mask"][:, None, :].expand(-1, 4, -1).float()
     for weights in attentions:
@@ -210,4 +211,8 @@ def test_attentions_are_the_weights(name: str) -> None:
         assert (weights >= 0).all()
         assert (weights.triu(1) == 0).all()
         # a padded query sees nothing, so that its row is 0
-        torch.testing.assert_close(weights.sum(-1), sums)
+        if case.normalized:
+            torch.testing.assert_close(weights.sum(-1), sums)
+        else:
+            assert ((weights.sum(-1) > 0) == (sums > 0)).all()
+            assert (weights <= 1).all()

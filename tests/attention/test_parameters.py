@@ -12,8 +12,8 @@ from torch import nn
 import hf_softext
 from hf_softext.attention._base import OBSERVERS
 from hf_softext.catalog import find
-from tests.cases import CASES, NAMES, Case
-from tests.models import MODELS, Model, model
+from tests.cases import NAMES, Case
+from tests.models import MODELS, Model, model, served
 
 LLAMA, CLIP = model("llama"), model("clip")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
@@ -41,8 +41,7 @@ def state(built: Any) -> list[dict[str, Any]]:
 # apply_attention
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
-@pytest.mark.parametrize("row", MODELS, ids=named)
+@pytest.mark.parametrize(("row", "case"), served(MODELS))
 def test_parameters_reach_the_whole_model(row: Model, case: Case) -> None:
     inputs = row.inputs("left")
     plain = row.run(row.build(case.name), inputs)
@@ -186,14 +185,13 @@ def test_block_of_another_method_at_its_defaults_is_silent() -> None:
 # verify_attention
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", MODELS, ids=named)
-def test_verify_counts_every_attention_module(row: Model, name: str) -> None:
-    built = row.build(name).train()
+@pytest.mark.parametrize(("row", "case"), served(MODELS))
+def test_verify_counts_every_attention_module(row: Model, case: Case) -> None:
+    built = row.build(case.name).train()
     hooks = sum(len(module._forward_pre_hooks) for module in built.modules())
     for inputs in (None, row.inputs()):
         report = hf_softext.verify_attention(built, inputs)
-        assert report.attention == name
+        assert report.attention == case.name
         # two layers, twice for two towers or two stages, and cross-attention in a decoder
         assert len(report.reached) == {"seq2seq": 6, "two towers": 4}.get(
             row.kind, 4 if "swin" in row.name else 2

@@ -21,3 +21,8 @@ def test_example_runs(path, tmp_path):
         lines = done.stdout.splitlines()
         assert lines[2].split()[1] == lines[3].split()[2]
         assert lines[0].split()[1] != lines[2].split()[1]
+    if path.stem == "grokking":
+        reached = next(line for line in done.stdout.splitlines() if "is above 99 %" in line)
+        # AdamW alone does not get there, with perp_grad it does
+        assert reached.split()[-3] == "never"
+        assert int(reached.split()[-1]) <= 150

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from hf_softext import AdoptionArguments, AdoptionTrainer, adopt, apply_attention
 from hf_softext.attention.softplus import SOFTPLUS_REWEIGHTED
-from hf_softext.training.adopt import last_complete_checkpoint
 from hf_softext.training.adoption import EaseIn
 from hf_softext.training.adoption_loss import adoption_loss, layer_centers
+from hf_softext.training.checkpoints import last_complete_checkpoint
 
 ROOT = Path(__file__).parents[2]
 QUICK = {
@@ -37,7 +37,9 @@ def arguments(out, **given):
     return AdoptionArguments(output_dir=str(out), **{**QUICK, **given})
 
 
-@pytest.mark.parametrize("name", ["softplus", "softplus_reweighted", "stablemax"])
+@pytest.mark.parametrize(
+    "name", ["softplus", "softplus_reweighted", "stablemax", "soft", "soft_norm"]
+)
 def test_encoder_comes_closer_and_loads_without_naming_its_attention(
     name, bert_folder, texts, tmp_path
 ):
