@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -117,8 +117,9 @@ class BaseAttention:
                 config's `is_decoder`. Query i then sees keys 0 to i; a single query sees every key.
             softcap: c in s <- c tanh(s / c), before biases and mask.
             position_bias: added to the scores, broadcastable to (B, H, Q, K).
-            output_attentions: whether the weights are wanted; they are also given where
-                transformers records them. They need memory for the whole matrix.
+            output_attentions: whether the weights are wanted. They need memory for the whole
+                matrix. Where transformers records them without this argument (GPT-2), they come
+                without dropout and without a gradient.
             **kwargs: what else models pass along; informational, except for the arguments that are
                 refused.
 
@@ -133,8 +134,9 @@ class BaseAttention:
 
         Notes:
             Scores and weights are computed in float32 (float64 for float64 inputs), also under
-            autocast. A NaN in a key reaches only the rows that see the key; a NaN in a value may
-            reach every row, as a weight of 0 times NaN is NaN.
+            autocast. A NaN in a key reaches the rows that see the key (every row of its sequence
+            under the Gaussian methods); a NaN in a value may reach every row, as a weight of 0
+            times NaN is NaN.
         """
         for argument in _REFUSED:
             if kwargs.get(argument) is not None:
@@ -161,11 +163,16 @@ class BaseAttention:
                 softcap=softcap,
                 position_bias=position_bias,
                 dropout=dropout if module.training else 0.0,
-                weights=bool(output_attentions) or any(asks() for asks in RECORDERS),
+                weights=bool(output_attentions),
                 wide=torch.float64 if query.dtype == torch.float64 else torch.float32,
                 module=module,
             )
             output, weights = self.attend(call, parameters)
+            if weights is None and any(asks() for asks in RECORDERS):
+                # beside the output and not in its place: gradient checkpointing computes a layer
+                # again when nobody records, and must find the same operations and random numbers
+                with torch.no_grad():
+                    _, weights = self.attend(replace(call, weights=True, dropout=0.0), parameters)
         return (
             output.to(query.dtype),
             None if weights is None else weights.to(query.dtype),

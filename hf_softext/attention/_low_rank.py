@@ -46,12 +46,16 @@ def admit_tokens(
         ValueError: the mask hides more than padding: two queries that are no padding see different
             keys; or it adds something; or query and key differ.
     """
-    if query is not None and key is not None and not torch.equal(query, key):
-        raise ValueError(unequal(name))
     if bias is not None and bool(bias.any()):
         raise ValueError(refusal(name, "an attention_mask that adds a bias"))
-    if keep is None:
-        return _fresh(keep, query).fill_(True)
+    valid = _fresh(keep, query).fill_(True) if keep is None else _no_padding(keep, name)
+    # last, so that nobody is sent to `tie` whose mask would be refused next
+    if query is not None and key is not None and not torch.equal(query, key):
+        raise ValueError(unequal(name))
+    return valid
+
+
+def _no_padding(keep: Tensor, name: str) -> Tensor:
     # an expanded mask is one row for all
     for dim in (1, 2):
         if keep.stride(dim) == 0:

@@ -1,9 +1,10 @@
 """Choose an attention method, with its parameters, for a model or a config."""
 
+import warnings
 from typing import Any, TypeVar
 
 from hf_softext.attention._base import BaseAttention
-from hf_softext.attention.record import configs_of, warn_swap, write_blocks
+from hf_softext.attention.record import BLOCK, configs_of, warn_swap, write_blocks
 from hf_softext.catalog import find
 
 Target = TypeVar("Target")
@@ -42,6 +43,11 @@ def apply_attention(model: Target, name: str, **parameters: Any) -> Target:
             f"model must be a transformers model or config, not {type(model).__name__}."
         )
     for part in configs_of(model):
+        if "convert_to_soft" in (getattr(part, BLOCK, None) or {}):
+            raise ValueError(
+                "model was made by convert_to_soft, whose modules have no other attention: apply "
+                f"{name!r} to the model that it was made from."
+            )
         method.check_head_dim(_head_dim(part), resolved)
 
     before = config._attn_implementation
@@ -71,6 +77,18 @@ def _switch(model: Any, name: str) -> None:
         raise ValueError(
             f"{type(model).__name__} does not look its attention up in transformers' "
             f"AttentionInterface, so {name!r} would have no effect."
+        )
+    left = {
+        type(part).__name__
+        for part in model.modules()
+        if hasattr(part, "set_attn_implementation") and part.config._attn_implementation != name
+    }
+    if left:
+        warnings.warn(
+            f"{', '.join(sorted(left))} inside {type(model).__name__} keep an attention of their "
+            f"own: they do not look it up in transformers' AttentionInterface.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

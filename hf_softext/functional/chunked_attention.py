@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_softext.functional.reverse_only import reverse_only
 from hf_softext.functional.row_maps import ROW_MAPS
 
 # scores held at once: 4 MiB in float32, which two cores' caches about hold
@@ -34,8 +35,8 @@ def chunked_attention(
     $$s = c\tanh(QK^\top/c) + \text{bias}, \qquad O = \mathrm{rows}(s)\,V$$
 
     Neither scores nor weights are kept: the backward pass computes them again, a few rows at a
-    time, and applies the derivative in closed form. Differentiable once in query, key, value and
-    bias.
+    time, and applies the derivative in closed form. Differentiable once, in reverse mode, in
+    query, key, value and bias.
 
     Args:
         query: (B, H, Q, D), float32 or float64, every scale already in it.
@@ -54,13 +55,28 @@ def chunked_attention(
         (B, Q, H, Dv), contiguous.
 
     Raises:
-        KeyError: no such row map.
+        ValueError: an unknown row map, half precision, heads that are no multiple of the groups,
+            or a dropout outside 0 to 1.
+        NotImplementedError: forward-mode differentiation.
 
     Notes:
         Extra memory is some five buffers of max(2^20, 64 K) scores. Columns that no query of a
         chunk sees are left out, so causal attention does half the work. One operator for
         torch.compile: it adds no graph break and no shape to compile for.
     """
+    if row_map not in ROW_MAPS:
+        raise ValueError(f"row_map={row_map!r} must be one of {', '.join(ROW_MAPS)}.")
+    if query.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"query is {query.dtype}, it must be float32 or float64: use x.float().")
+    if key.shape[1] and query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads, which is no multiple of the key's {key.shape[1]}."
+        )
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout={dropout!r} must be from 0 to 1.")
+    reverse_only(
+        "chunked_attention", "the whole matrix (output_attentions=True)", query, key, value
+    )
     encoded = ROW_MAPS[row_map].encode(**(options or {}))
     # the backward pass draws the same numbers again
     seed = torch.randint(2**62, ()) if dropout > 0 else None

@@ -78,8 +78,8 @@ def gaussian_attention(
     the second term as one more feature. Without normalisation the exponents are the scores of a
     softmax over the keys and one more key, the sink, whose score and value are 0. One more column
     of the values is 1 at the sink only. With $Z$ the softmax's denominator that column becomes
-    $1/Z$ and the others $O/Z$, so their ratio is $O$. No exponent is above 0 (the bias aside),
-    hence $1 \le Z \le 1 + K$.
+    $1/Z$ and the others $O/Z$, so their ratio is $O$. But for rounding and the bias no exponent is
+    above 0, hence $1 \le Z \le 1 + K$.
 
     Args:
         query: (B, H, Q, D), float32 or float64, every scale already in it.
@@ -99,12 +99,16 @@ def gaussian_attention(
         Neither scores nor weights are kept, forward or backward; with dropout, or where the bias
         needs a gradient, torch's kernel for the CPU keeps them. The exponent is a difference of
         terms of the size of the squared norms: in float32 a weight's relative error is about
-        1e-7 times those.
+        1e-7 times those, so that norms above some thousands have no place here.
     """
+    if causal and bias is not None:
+        # torch takes a mask or the word "causal"
+        rows, columns = (torch.arange(x.shape[2], device=x.device) for x in (query, key))
+        keep, causal = (rows[:, None] >= columns)[None, None], False
     if causal:
         # no query sees more, and a square matrix is what every kernel calls causal
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    mask = _mask(keep, bias)
+    mask = _mask(keep, bias, key.shape[2])
     ones = torch.ones_like(query[..., :1])
     query_norm, key_norm = (-0.5 * x.square().sum(-1, keepdim=True) for x in (query, key))
     if normalize:
@@ -129,12 +133,14 @@ def gaussian_attention(
     return output[:, 1:].contiguous() if causal else output
 
 
-def _mask(keep: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """One mask with 4 dimensions, bool or additive."""
+def _mask(keep: Tensor | None, bias: Tensor | None, keys: int) -> Tensor | None:
+    """One mask with 4 dimensions and K written out, bool or additive."""
     mask = keep
     if bias is not None:
         mask = bias if keep is None else torch.where(keep, bias, -torch.inf)
-    return None if mask is None else mask[(None,) * (4 - mask.dim())]
+    if mask is None:
+        return None
+    return mask[(None,) * (4 - mask.dim())].expand(-1, -1, -1, keys)
 
 
 def _sdpa(

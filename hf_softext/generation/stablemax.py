@@ -77,7 +77,7 @@ def stablemax_decoding(model: Any) -> Iterator[None]:
     included, which is the difference to `StableMaxLogitsProcessor`; do not use both.
 
     Args:
-        model: a model of transformers that can generate.
+        model: a model of transformers that can generate, also inside peft or torch.compile.
 
     Raises:
         TypeError: in the call, where the model's output has no tensor of logits.
@@ -87,6 +87,10 @@ def stablemax_decoding(model: Any) -> Iterator[None]:
         inside is affected, from any thread: do not compute a training loss there. Logits in half
         precision become float32, as `generate` would make them next.
     """
+    # a wrapper's `generate` calls the model that it wraps: peft's, torch.compile's
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    model = getattr(model, "_orig_mod", model)
     handle = model.register_forward_hook(_map_output)
     try:
         yield

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_softext.functional.reverse_only import reverse_only
 from hf_softext.ops.build import load
 
 
@@ -26,11 +27,12 @@ def two_pass_softmax(x: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension that sums to 1.
 
     Returns:
-        Same shape and dtype. Differentiable, any number of times.
+        Same shape and dtype. Differentiable in reverse mode, any number of times.
 
     Raises:
         TypeError: `x` is not float32.
         ValueError: `x` is not on the CPU.
+        NotImplementedError: forward-mode differentiation.
         ImportError: first call on a machine that has no C++ compiler.
         RuntimeError: the first call could not compile or save.
 
@@ -59,8 +61,8 @@ def two_pass_logsumexp(x: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension that is reduced.
 
     Returns:
-        The shape of `x` without `dim`, float32. Differentiable, any number of times: the gradient
-        is the softmax. Infinities and NaN as in `torch.logsumexp`.
+        The shape of `x` without `dim`, float32. Differentiable in reverse mode, any number of
+        times: the gradient is the softmax. Infinities and NaN as in `torch.logsumexp`.
 
     Raises:
         TypeError, ValueError, ImportError, RuntimeError: as in `two_pass_softmax`.
@@ -77,6 +79,7 @@ def _check(x: Tensor, instead: str) -> None:
         raise TypeError(f"x is {x.dtype}, two-pass needs float32: use {instead}, or x.float().")
     if x.device.type not in ("cpu", "meta"):
         raise ValueError(f"x is on {x.device}, two-pass runs on the CPU: use {instead}.")
+    reverse_only("two-pass", instead, x)
 
 
 # rather than `torch.library.custom_op`: a call of it takes some 2 microseconds longer

@@ -188,6 +188,26 @@ def test_gradient_checkpointing_keeps_the_gradients(row: Model, name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_while_attentions_are_recorded(name: str, reentrant: bool) -> None:
+    # this model does not pass `output_attentions` down, and nobody records in the second pass
+    row, gradients = model("gpt2"), []
+    for checkpointing in (False, True):
+        built = row.build(name).double().train()
+        assert built.config.attn_pdrop > 0
+        if checkpointing:
+            old = built.gradient_checkpointing_enable
+            enable = getattr(built, "activation_checkpointing_enable", old)
+            enable({"use_reentrant": reentrant})
+        torch.manual_seed(4)
+        output = built(**row.inputs("left"), use_cache=False, output_attentions=True)
+        assert all(weights.shape[-2:] == (LENGTH, LENGTH) for weights in output.attentions)
+        output.logits.square().sum().backward()
+        gradients.append({key: p.grad for key, p in built.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("row", [model("llama"), model("bert")], ids=named)
 def test_compiles_in_one_graph(row: Model, name: str) -> None:
     inputs = row.inputs("left") | ({"use_cache": False} if row.kind == "decoder" else {})

@@ -272,3 +272,16 @@ def test_every_catalogue_name_is_registered() -> None:
     for name in NAMES:
         assert AttentionInterface._global_mapping[name] == find(name).load().forward
         assert name in AttentionMaskInterface._global_mapping
+
+
+def test_parts_that_keep_their_own_attention_are_named() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    sizes["intermediate_size"] = 16
+    encoder = hf.DebertaModel(hf.DebertaConfig(**sizes))
+    decoder = hf.BertLMHeadModel(
+        hf.BertConfig(**sizes, is_decoder=True, add_cross_attention=True, pad_token_id=0)
+    )
+    both = hf.EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    with pytest.warns(UserWarning, match="DebertaModel inside EncoderDecoderModel keep"):
+        hf_softext.apply_attention(both, "softplus")
+    assert decoder.config._attn_implementation == "softplus"

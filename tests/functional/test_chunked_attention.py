@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hf_softext.functional import (
     chunked_attention,
@@ -284,6 +285,33 @@ def test_empty(row: str, sizes: dict[str, int]) -> None:
     output.sum().backward()
     assert (output == 0).all()
     assert all((x.grad == 0).all() for x in inputs)
+
+
+# torch compiles the rules of forward mode with what it deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_forward_mode_is_refused() -> None:
+    query, key, value = (x.detach() for x in tensors())
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, torch.ones_like(query))
+        with pytest.raises(NotImplementedError, match="chunked_attention has no forward-mode"):
+            chunked_attention(dual, key, value, row_map="softmax")
+    chunked_attention(query, key, value, row_map="softmax")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"row_map": "soft"}, "row_map='soft' must be one of softmax, softplus"),
+        ({"dropout": -0.5}, "dropout=-0.5"),
+        ({"query": torch.zeros(2, 4, 3, 12, dtype=torch.float16)}, "query is torch.float16"),
+        ({"query": torch.zeros(2, 3, 3, 12)}, "3 heads, which is no multiple of the key's 2"),
+    ],
+)
+def test_arguments_are_checked(changed: dict[str, Any], message: str) -> None:
+    names = ("query", "key", "value")
+    given = dict(zip(names, tensors(), strict=True)) | {"row_map": "softmax"} | changed
+    with pytest.raises(ValueError, match=message):
+        chunked_attention(**given)
 
 
 def test_second_derivative_is_refused() -> None:

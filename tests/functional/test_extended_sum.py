@@ -157,8 +157,6 @@ def test_compiles_as_one_graph():
 
 
 # linear_logsumexp
-
-
 @pytest.mark.parametrize("chunk", [1, 7, 31, 8192])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_linear_logsumexp_has_the_gradients_of_the_whole(chunk, with_bias):
@@ -232,3 +230,10 @@ def test_linear_logsumexp_names_what_does_not_fit():
         linear_logsumexp(hidden, weight.T)
     with pytest.raises(ValueError, match=r"bias \(6,\) does not fit"):
         linear_logsumexp(hidden, weight, torch.zeros(6))
+
+
+def test_linear_logsumexp_keeps_float64_under_autocast():
+    hidden, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = linear_logsumexp(hidden, weight)
+    torch.testing.assert_close(result, (hidden @ weight.T).logsumexp(-1))

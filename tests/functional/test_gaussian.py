@@ -94,6 +94,16 @@ def test_row_without_keys_is_exactly_zero_with_finite_gradients() -> None:
         assert all(tensor.grad.isfinite().all() for tensor in inputs)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_causal_with_a_bias_of_any_shape(normalize: bool) -> None:
+    inputs = tensors(5, 7, 4, 3)
+    for shape in ((1, 4, 5, 7), (2, 1, 5, 1), (5, 7)):
+        bias = torch.randn(shape).double()
+        ours = gaussian_attention(*inputs, causal=True, bias=bias, normalize=normalize)
+        theirs = direct(*inputs, causal(5, 7), bias.expand(2, 4, 5, 7), normalize)
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_gradient_of_a_bias() -> None:
     inputs, bias = tensors(5, 6, 4, 3), torch.randn(1, 4, 5, 6).double().requires_grad_()
     for normalize in (False, True):

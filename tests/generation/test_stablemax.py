@@ -1,8 +1,11 @@
 """StableMax in generate, with a real model: exact probabilities, order, beam search."""
 
+import copy
+
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 
 from hf_softext.functional import log_stablemax, stablemax, stablemax_logits
 from hf_softext.generation import StableMaxLogitsProcessor, stablemax_decoding
@@ -129,6 +132,17 @@ def test_stablemax_decoding_samples_as_the_processor_does(llama):
     with stablemax_decoding(llama):
         inside = generate(llama)
     assert torch.equal(ours.sequences, inside.sequences)
+
+
+# peft reads an attribute that transformers has renamed
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing:FutureWarning")
+def test_stablemax_decoding_reaches_a_wrapped_model(llama):
+    wrapped = get_peft_model(copy.deepcopy(llama), LoraConfig(target_modules=["q_proj"]))
+    with stablemax_decoding(llama):
+        expected = generate(llama, num_beams=3, do_sample=False, top_k=None)
+    with stablemax_decoding(wrapped):
+        found = generate(wrapped, num_beams=3, do_sample=False, top_k=None)
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
 
 
 def test_hook_goes_also_after_an_exception(llama):

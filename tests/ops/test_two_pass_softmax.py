@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.autograd import forward_ad
 
 from hf_softext.ops import two_pass_logsumexp, two_pass_softmax
 from hf_softext.ops.build import COMPILERS
@@ -198,3 +199,15 @@ def test_precision_of_a_long_sum():
     x = torch.full((1, columns), 0.3)
     assert two_pass_softmax(x)[0, 0].item() == pytest.approx(1 / columns, rel=2e-6)
     assert two_pass_logsumexp(x).item() == pytest.approx(0.3 + math.log(columns), rel=2e-7)
+
+
+# torch compiles the rules of forward mode with what it deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("function", [two_pass_softmax, two_pass_logsumexp])
+def test_forward_mode_is_refused(function):
+    x = torch.randn(3, 5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match=r"forward-mode derivative: use torch\."):
+            function(dual)
+    function(x)
