@@ -15,6 +15,7 @@ from hf_softext.version import __version__
 _LAZY = {
     "AdoptionArguments": "hf_softext.training.adoption",
     "AdoptionTrainer": "hf_softext.training.adoption",
+    "CausalLMArguments": "hf_softext.training.causal_lm_arguments",
     "PerpGradCallback": "hf_softext.training.perp_grad",
     "SoftAttention": "hf_softext.attention.soft_module",
     "SoftmaxCollapseCallback": "hf_softext.training.collapse",
@@ -25,12 +26,14 @@ _LAZY = {
     "perp_grad": "hf_softext.optim.perp_grad",
     "register": "hf_softext.registration",
     "stablemax_decoding": "hf_softext.generation.stablemax",
+    "train_causal_lm": "hf_softext.training.causal_lm",
     "verify_attention": "hf_softext.attention.verify",
 }
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
     "AdoptionArguments",
     "AdoptionTrainer",
+    "CausalLMArguments",
     "PerpGradCallback",
     "SoftAttention",
     "SoftmaxCollapseCallback",
@@ -42,6 +45,7 @@ __all__ = [
     "perp_grad",
     "register",
     "stablemax_decoding",
+    "train_causal_lm",
     "verify_attention",
 ]
 

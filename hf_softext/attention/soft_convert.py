@@ -1,5 +1,6 @@
 """A vision transformer whose attention modules become SOFT's."""
 
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -132,10 +133,23 @@ def _convert(model: Any, numbers: dict[str, Any]) -> Any:
     made = [(p, n, SoftVisionAttention(c, grid, _PREFIX[kind], **numbers)) for p, n, c in found]
     for parent, name, module in made:
         setattr(parent, name, module)
+    for module in model.modules():
+        if hasattr(getattr(module, "embeddings", None), "patch_embeddings"):
+            module.register_forward_pre_hook(partial(_with_grid, patch), with_kwargs=True)
     model.set_attn_implementation("sdpa")
     setattr(config, BLOCK, {_RECORD: dict(numbers)})
     setattr(config, KEY, _RECORD)
     return model
+
+
+def _with_grid(patch: tuple[int, int], module: nn.Module, inputs: tuple, given: dict) -> Any:
+    # only the pixels tell 2 rows of 8 patches from 4 of 4; an argument and no attribute, so that
+    # checkpointing recomputes each pass with its own grid
+    pixels = inputs[0] if inputs else given.get("pixel_values")
+    if isinstance(pixels, Tensor) and pixels.dim() == 4:
+        height, width = pixels.shape[2:]
+        given = given | {"patch_grid": (height // patch[0], width // patch[1])}
+    return inputs, given
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
@@ -183,20 +197,26 @@ class SoftVisionAttention(SoftAttention):
         self.train(attention.training)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        patch_grid: tuple[int, int] | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """Attend as the module that was replaced.
 
         Args:
             hidden_states: (B, N, dim).
             attention_mask: has to be None.
+            patch_grid: height and width of the patches' grid, which a converted model passes; the
+                model's own by default.
             **kwargs: what else the model passes; informational.
 
         Returns:
             (B, N, dim), and None for the weights.
 
         Raises:
-            ValueError: a mask; or, at another resolution, patches that are no square.
+            ValueError: a mask; or a grid that has not as many cells as there are patches.
         """
         if attention_mask is not None:
             raise ValueError(
@@ -204,12 +224,10 @@ class SoftVisionAttention(SoftAttention):
                 "are made of all patches."
             )
         patches = hidden_states.shape[1] - self.prefix
-        grid = self.grid
+        grid = patch_grid or self.grid
         if patches != grid[0] * grid[1]:
-            side = int(patches**0.5)
-            if side * side != patches:
-                raise ValueError(
-                    f"{patches} patches are neither the model's own grid of {grid} nor a square."
-                )
-            grid = (side, side)
+            raise ValueError(
+                f"{patches} patches are no grid of {grid}: pass their height and width as "
+                f"patch_grid, as the whole model does where it gets pixel_values."
+            )
         return super().forward(hidden_states, grid), None

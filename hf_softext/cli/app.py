@@ -13,6 +13,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+train = typer.Typer(help="Train a model.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id or a folder.")]
 AttentionOption = Annotated[
     str, typer.Option("--attention", "-a", help="Attention method, see `list`.")
@@ -97,6 +100,47 @@ def adopt(
     }
     settings = {name: value for name, value in given.items() if value is not None}
     commands.adopt(model, attention, data, out, param or [], column=column, seed=seed, **settings)
+
+
+@app.command()
+def coverage(
+    out: Annotated[Path, typer.Option(help="File of results; continued if it is there.")] = Path(
+        "coverage.csv"
+    ),
+    attention: AttentionOption = "stablemax",
+    only: Annotated[
+        str, typer.Option(metavar="REGEX", help="Classes such as llama.LlamaModel.")
+    ] = "",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
+    docs: Annotated[Path | None, typer.Option(help="Write a page in Markdown, too.")] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Print a line for each class.")
+    ] = False,
+) -> None:
+    """Find out which model classes of the installed transformers run an attention method.
+
+    Builds each one small and runs it once; some ten minutes for all of them. Started again with
+    the same file, it continues.
+    """
+    from hf_softext.cli import coverage as commands
+
+    commands.coverage(out, attention, only, jobs, docs, classes)
+
+
+@train.command(
+    "causal-lm",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train_causal_lm(context: typer.Context) -> None:
+    """Train a language model and test it beyond its training length: [CONFIG.yaml] [--name value].
+
+    `softext train causal-lm --help` lists every argument. Several processes:
+    `accelerate launch trainers/train_causal_lm.py`.
+    """
+    from hf_softext.cli import train as commands
+
+    commands.causal_lm(context.args)
 
 
 @app.command()

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -23,6 +22,8 @@ from hf_softext.attention.parameters import Number
 from hf_softext.demo.corpora import shakespeare
 from hf_softext.functional import masked_softmax
 from hf_softext.registration import explicit_mask
+from hf_softext.training.causal_lm_data import Windows
+from hf_softext.training.extrapolation import loss_by_length
 
 PROMPT = "ROMEO:\n"
 
@@ -80,19 +81,6 @@ class Outcome:
     sample: str
 
 
-class Windows(Dataset):
-    """Consecutive windows of a byte string, for training in random order."""
-
-    def __init__(self, data: Tensor, length: int):
-        self.rows = data[: len(data) // length * length].view(-1, length)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.rows[index], "labels": self.rows[index]}
-
-
 def encode(text: str) -> Tensor:
     """UTF-8 bytes as token ids."""
     return torch.tensor(list(text.encode()), dtype=torch.long)
@@ -103,10 +91,15 @@ def decode(ids: Tensor) -> str:
     return bytes(ids.tolist()).decode(errors="replace")
 
 
+def register_reference(method: AttentionMethod) -> None:
+    """Make an attention that is no method of the catalogue known to transformers by its name."""
+    AttentionInterface.register(method.name, method.forward)
+    AttentionMaskInterface.register(method.name, explicit_mask)
+
+
 def build(variant: Variant, seed: int = 0) -> LlamaForCausalLM:
     """A fresh byte-level Llama, the same initial weights for every variant."""
-    AttentionInterface.register(COSINE_SOFTMAX.name, COSINE_SOFTMAX.forward)
-    AttentionMaskInterface.register(COSINE_SOFTMAX.name, explicit_mask)
+    register_reference(COSINE_SOFTMAX)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=256,
@@ -150,18 +143,6 @@ def train(model: LlamaForCausalLM, budget: Budget, work: Path) -> None:
 
 
 @torch.no_grad()
-def loss_at(model: LlamaForCausalLM, data: Tensor, length: int, amount: int) -> float:
-    """Mean cross-entropy in nats per byte over windows of a length."""
-    rows = Windows(data[:amount], length).rows
-    per_batch = max(1, 4096 // length)
-    total = sum(
-        model(chunk, labels=chunk, use_cache=False).loss.item() * len(chunk)
-        for chunk in rows.split(per_batch)
-    )
-    return total / len(rows)
-
-
-@torch.no_grad()
 def sample(model: Any, length: int) -> str:
     """Text that follows a fixed prompt."""
     torch.manual_seed(0)
@@ -183,11 +164,8 @@ def run_variant(variant: Variant, budget: Budget, work: Path) -> tuple[Outcome, 
     model = build(variant)
     train(model, budget, work)
     model.eval()
-    test = encode(shakespeare()[1])
-    losses = {
-        factor * budget.length: loss_at(model, test, factor * budget.length, budget.test_bytes)
-        for factor in (1, 2, 4, 8, 16)
-    }
+    test = encode(shakespeare()[1])[: budget.test_bytes]
+    losses = loss_by_length(model, test, [factor * budget.length for factor in (1, 2, 4, 8, 16)])
     return Outcome(variant, losses, sample(model, 2 * budget.length)), model
 
 

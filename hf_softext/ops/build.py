@@ -4,6 +4,7 @@ The files know neither torch nor Python, so what is built depends on the source,
 processor alone, takes a second, and stays good when torch is upgraded.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -12,12 +13,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 # x86 compilers know the machine by -march, the others by -mcpu
 _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 FLAGS = ("-std=c++17", "-O3", _NATIVE, "-ffp-contract=fast", "-fPIC", "-shared")
 COMPILERS = ("c++", "g++", "clang++")
+# seconds after which an unfinished file belongs to no compiler that still runs
+_STALE = 3600
 
 
 def cache_folder() -> Path:
@@ -31,16 +35,18 @@ def cache_folder() -> Path:
 def load(source: Path) -> ctypes.CDLL:
     """The library made of `source`, compiled if this machine has none yet.
 
-    Processes may build at the same time: each writes a file of its own and renames it. A file in
-    the cache that cannot be loaded (another machine's C library, a disk that was full) is built
-    again.
+    Processes may build at the same time: each writes a file of its own, loads it, and renames it
+    when it is on the disk. A file in the cache that the loader refuses (no library at all, one of
+    another C library) is built again. One that was cut short later may pass the loader and kill
+    the process: delete it.
 
     Args:
         source: a C++17 file that needs nothing but the standard library.
 
     Raises:
         ImportError: there is no compiler.
-        RuntimeError: the compiler failed; the message has its own.
+        RuntimeError: the compiler failed, with its message, or made no library; or the folder
+            cannot be written to.
     """
     library = cache_folder() / f"{source.stem}-{_key(source)}.so"
     if library.exists():
@@ -48,17 +54,22 @@ def load(source: Path) -> ctypes.CDLL:
             return ctypes.CDLL(str(library))
         except OSError:
             pass
-    _compile(source, library)
-    return ctypes.CDLL(str(library))
+    return _compile(source, library)
 
 
 def compiler() -> list[str]:
     """The command that compiles C++: `$CXX`, or the first of c++, g++, clang++.
 
     Raises:
-        ImportError: there is none.
+        ImportError: there is none, or `$CXX` is no command line.
     """
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise ImportError(
+            f"hf_softext.ops cannot read the command in the environment variable "
+            f"CXX={os.environ['CXX']!r} ({error}): quote it as in a shell, or unset it."
+        ) from error
     found = (
         shutil.which(chosen[0])
         if chosen
@@ -78,12 +89,14 @@ def compiler() -> list[str]:
     return [found, *chosen[1:]]
 
 
-def _compile(source: Path, library: Path) -> None:
+def _compile(source: Path, library: Path) -> ctypes.CDLL:
     command = compiler()
     folder = library.parent
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(suffix=".so", prefix=source.stem, dir=folder)
+        prefix = f"{source.stem}."
+        _remove_stale(folder, prefix)
+        descriptor, name = tempfile.mkstemp(suffix=".so", prefix=prefix, dir=folder)
     except OSError as error:
         raise RuntimeError(
             f"hf_softext.ops cannot write to {str(folder)!r} ({error.strerror}): name another "
@@ -100,9 +113,31 @@ def _compile(source: Path, library: Path) -> None:
                 f"{shlex.join([*command, *FLAGS])} could not compile {source.name}; another "
                 f"compiler can be named in the environment variable CXX.\n{done.stderr}"
             )
+        try:
+            # a loadable file, and on the disk, before others may see it: the loader maps a file
+            # that is cut short all the same, and the first access kills the process
+            loaded = ctypes.CDLL(name)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RuntimeError(
+                f"{shlex.join([*command, *FLAGS])} made no library of {source.name} that can be "
+                f"loaded ({error}); another compiler can be named in the environment variable "
+                f"CXX.\n{done.stderr}"
+            ) from error
         unfinished.replace(library)
+        return loaded
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path, prefix: str) -> None:
+    """What a build left behind that was killed."""
+    for unfinished in folder.glob(f"{prefix}*.so"):
+        # another process may remove it first
+        with contextlib.suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > _STALE:
+                unfinished.unlink()
 
 
 def _key(source: Path) -> str:

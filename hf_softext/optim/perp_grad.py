@@ -51,9 +51,9 @@ def perp_grad(
     Raises:
         TypeError: `optimizer` is no optimizer of torch (DeepSpeed's are not), or a parameter is
             complex.
-        ValueError: this optimizer has it already, `granularity` or a number is wrong, or a
-            parameter is one flat shard of several (FSDP version 1, ZeRO stage 3): its dot product
-            would need the other shards. In a step: a sparse gradient.
+        ValueError: this optimizer has it already or is `differentiable`, `granularity` or a number
+            is wrong, or a parameter is one flat shard of several (FSDP version 1, ZeRO stage 3):
+            its dot product would need the other shards. In a step: a sparse gradient.
 
     Notes:
         Decoupled weight decay still shrinks the weights, and momentum still holds gradients that
@@ -75,6 +75,11 @@ def perp_grad(
     if any(isinstance(hook, _Projection) for hook in inner._optimizer_step_pre_hooks.values()):
         raise ValueError(
             f"optimizer={type(inner).__name__} has perp_grad already: remove() its first handle."
+        )
+    if any(group.get("differentiable") for group in inner.param_groups):
+        raise ValueError(
+            f"optimizer={type(inner).__name__} has differentiable=True, and the projection writes "
+            f"over gradients without autograd: build it without, or call project_out yourself."
         )
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity={granularity!r} must be one of {', '.join(GRANULARITIES)}.")
@@ -115,7 +120,11 @@ class _Projection:
             _check(parameter)
             gradient = parameter.grad
             if gradient is not None:
-                gradient.copy_(project_out(gradient, parameter, **self.options))
+                projected = project_out(gradient, parameter, **self.options)
+                if _overlaps(gradient):
+                    parameter.grad = projected
+                else:
+                    gradient.copy_(projected)
 
     def parameters(self, optimizer: Optimizer) -> Iterator[Tensor]:
         for group in optimizer.param_groups:
@@ -135,6 +144,11 @@ def _innermost(optimizer: Any) -> Any:
             f"torch.optim.Optimizer, or train without the engine that replaced it."
         )
     return inner
+
+
+def _overlaps(gradient: Tensor) -> bool:
+    # expanded, as torch sees it: several entries in one place, which cannot be written to
+    return any(s == 0 and n > 1 for n, s in zip(gradient.shape, gradient.stride(), strict=True))
 
 
 def _check(parameter: Tensor) -> None:

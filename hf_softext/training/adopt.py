@@ -21,7 +21,9 @@ from hf_softext.attention.verify import verify_attention
 from hf_softext.catalog import find
 from hf_softext.training.adoption import AdoptionArguments, AdoptionTrainer, EaseIn
 from hf_softext.training.calibration import calibrate_scale
+from hf_softext.training.checkpoints import claim, needed, publish, train_to_end
 from hf_softext.training.model_card import write_adoption_card
+from hf_softext.training.texts import read_texts
 from hf_softext.version import __version__
 
 # what makes two runs the same, so that one can continue the other
@@ -43,13 +45,6 @@ _IDENTITY = [
     "gradient_accumulation_steps",
     "seed",
 ]
-_READERS = {
-    ".txt": Dataset.from_text,
-    ".jsonl": Dataset.from_json,
-    ".json": Dataset.from_json,
-    ".csv": Dataset.from_csv,
-    ".parquet": Dataset.from_parquet,
-}
 
 
 @dataclass(frozen=True)
@@ -89,12 +84,12 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
         FileExistsError: `output_dir` is there already.
     """
     final, work = Path(args.output_dir or ""), Path(f"{args.output_dir}.partial")
-    row = find(_needed(args, "attention"), "attention")
+    row = find(needed(args, "attention"), "attention")
     method = row.load()
     parameters = method.resolve(args.method_parameters())
-    texts = read_texts(Path(_needed(args, "data")), args.column)
-    source = _needed(args, "model")
-    _needed(args, "output_dir")
+    texts = read_texts(Path(needed(args, "data")), args.column)
+    source = needed(args, "model")
+    needed(args, "output_dir")
     if final.exists():
         raise FileExistsError(f"output_dir={str(final)!r} exists: remove it or choose another.")
     args = copy(args)
@@ -115,7 +110,7 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
         )
 
     with args.main_process_first(desc="tokenizing"):
-        _claim(work, args)
+        claim(work, args, _IDENTITY)
         rows = _tokenize(texts, tokenizer, args.max_length)
     held_out = min(100, max(1, len(rows) // 20))
     split = (
@@ -139,7 +134,7 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
         parameters = calibrate_scale(student, method, parameters, modules, trainer.sample_loss)
     if method.start and args.anneal > 0:
         trainer.add_callback(EaseIn(method, parameters, share=args.anneal))
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(work))
+    train_to_end(trainer, work)
     after = trainer.agreement(split["test"])
 
     if use_cache is not None:
@@ -170,9 +165,7 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
             "torch_version": torch.__version__,
         }
         write_adoption_card(staged, row, facts)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(staged, final)
-        shutil.rmtree(work)
+        publish(staged, final, work)
     trainer.accelerator.wait_for_everyone()
     return AdoptionResult(final, before, after, trainer.state.log_history)
 
@@ -192,76 +185,6 @@ def load_text_model(source: str) -> PreTrainedModel:
             f"model={source!r} is a {name}, which is not a model class of transformers."
         )
     return model_class.from_pretrained(source, dtype=torch.float32)
-
-
-def read_texts(path: Path, column: str) -> Dataset:
-    """Read the examples of a text file or table; blank ones are left out.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: an unknown kind of file, a missing column, or no text in it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"data={str(path)!r} is not a file.")
-    if path.suffix not in _READERS:
-        raise ValueError(f"data={str(path)!r}: use one of {', '.join(_READERS)}.")
-    rows = _READERS[path.suffix](str(path))
-    if path.suffix == ".txt":
-        column = "text"
-    if column not in rows.column_names:
-        raise ValueError(
-            f"column={column!r} is not in {path.name}, which has {', '.join(rows.column_names)}."
-        )
-    rows = rows.select_columns(column)
-    if column != "text":
-        rows = rows.rename_column(column, "text")
-    rows = rows.filter(
-        lambda text: isinstance(text, str) and bool(text.strip()), input_columns="text"
-    )
-    if len(rows) == 0:
-        raise ValueError(f"data={str(path)!r} has no text in it.")
-    return rows
-
-
-def last_complete_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint whose last file was written in full; those that are not are removed."""
-    found = sorted(
-        work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True
-    )
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(path)
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(path, ignore_errors=True)
-    return None
-
-
-def _needed(args: AdoptionArguments, name: str) -> str:
-    value = getattr(args, name)
-    if not value:
-        raise ValueError(f"{name} is missing.")
-    return value
-
-
-def _claim(work: Path, args: AdoptionArguments) -> None:
-    """Make the work folder this run's own, or make sure that it is."""
-    request = {name: str(getattr(args, name)) for name in _IDENTITY}
-    note = work / "request.json"
-    if not work.exists():
-        work.mkdir(parents=True)
-        staged = work / "request.json.tmp"
-        staged.write_text(json.dumps(request, indent=2), encoding="utf-8")
-        os.replace(staged, note)
-        return
-    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    changed = [name for name in _IDENTITY if found.get(name) != request[name]]
-    if changed:
-        raise ValueError(
-            f"{work} holds an unfinished run with another {', '.join(changed)}: repeat its "
-            "arguments to continue it, "
-            f"or remove the folder."
-        )
 
 
 def _tokenize(texts: Dataset, tokenizer: Any, max_length: int) -> Dataset:

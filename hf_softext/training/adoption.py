@@ -1,6 +1,5 @@
 """Adoption: teach a pretrained model to compute under a new attention what it computed before."""
 
-import json
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_softext.attention._common import AttentionMethod
 from hf_softext.attention.record import write_blocks
 from hf_softext.training.adoption_loss import adoption_loss, layer_centers, mean_pool
+from hf_softext.training.arguments import json_object
 
 
 @dataclass
@@ -89,15 +89,7 @@ class AdoptionArguments(TrainingArguments):
 
     def method_parameters(self) -> dict[str, Any]:
         """The parsed `parameters`; raises ValueError where they are not a JSON object."""
-        try:
-            parsed = json.loads(self.parameters)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"parameters={self.parameters!r} is not JSON: {error}.") from None
-        if not isinstance(parsed, dict):
-            raise ValueError(
-                f"parameters={self.parameters!r} must be a JSON object such as '{{\"power\": 3}}'."
-            )
-        return parsed
+        return json_object("parameters", self.parameters)
 
 
 class AdoptionTrainer(Trainer):

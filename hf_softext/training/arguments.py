@@ -1,10 +1,11 @@
 """Arguments of the launchable trainers: a YAML file first, the command line over it."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -48,3 +49,18 @@ def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = Non
         for action in parser._actions:
             action.required = action.required and action.dest not in given
     return parser.parse_args_into_dataclasses(args=words)[0]
+
+
+def json_object(name: str, value: Any) -> dict[str, Any]:
+    """An argument that is a JSON object, or already a mapping from a YAML file.
+
+    Raises:
+        ValueError: it is neither; the message names it.
+    """
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={value!r} is not JSON: {error}.") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name}={value!r} must be a JSON object such as '{{\"power\": 3}}'.")
+    return parsed

@@ -46,7 +46,8 @@ class SoftmaxCollapseCallback(TrainerCallback):
         labels that a `compute_loss_func` gets stay hidden.
 
         Where the model gets no labels (label smoothing), or returns no logits (a fused loss), or
-        its labels are no classes, there is nothing to count, and one warning says so.
+        its labels are no classes, there is nothing to count, and one warning says so. A label
+        outside the classes (another `ignore_index` than -100) is no label.
 
         What counts (a forward hook on the model, a wrapper of `compute_loss_func`) exists only
         during a step that counts. A run that an exception ends within such a step leaves it
@@ -171,19 +172,24 @@ class SoftmaxCollapseCallback(TrainerCallback):
         elif not isinstance(labels, Tensor):
             problem = "gets no labels, as label smoothing or compute_loss_func takes them away"
         elif (
-            labels.is_floating_point() or labels.shape != logits.shape[:-1] or logits.shape[-1] == 1
+            labels.is_floating_point()
+            or not logits.is_floating_point()
+            or labels.shape != logits.shape[:-1]
+            or logits.shape[-1] == 1
         ):
             problem = (
                 f"has labels of shape {tuple(labels.shape)} and {labels.dtype} for logits of shape "
-                f"{tuple(logits.shape)}, which is no classification of rows"
+                f"{tuple(logits.shape)} and {logits.dtype}, which is no classification of rows"
             )
         else:
-            shift = self.shift_labels
+            labels, shift = labels.long(), self.shift_labels
             if shift is None:
                 shift = _causal(self._model) and not _has_encoder(self._model)
             if shift and not shifted:
                 # as transformers does it: move the labels, which are small, and not the logits
                 labels = F.pad(labels[..., 1:], (0, 1), value=-100)
+            outside = (labels < 0) | (labels >= logits.shape[-1])
+            labels = labels.masked_fill(outside, -100)
             found = softmax_collapse(logits.detach(), labels, dtype=dtype)
             self._found.append(torch.stack(found))
             return

@@ -1,11 +1,14 @@
-"""The README that is saved with an adopted model."""
+"""The README that is saved with a model."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
-from hf_softext.catalog import Method
+from hf_softext.catalog import Method, methods
+from hf_softext.training.extrapolation import PasskeyScore
 
-_TEMPLATE = """---
+_ADOPTION = """---
 library_name: transformers
 tags:
 - hf_softext
@@ -39,6 +42,35 @@ layer{and_logits}).
 Reference: {authors}, "{title}", {year}, arXiv {arxiv}.
 """
 
+_CAUSAL_LM = """---
+library_name: transformers
+pipeline_tag: text-generation
+{tags}{base_model}---
+
+```python
+{import_line}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+# {folder}: {model_type} with {attention} attention
+
+{parameters:,} parameters, trained {start} on windows of {length} tokens. Held-out text is the \
+last part of `{data}`, which this training did not see.
+
+| window, tokens | times the training length | loss, nats per token | perplexity |
+|---|---|---|---|
+{losses}
+{passkeys}
+- attention block in `config.json`: `{attention_block}`
+- {steps} steps of {windows_in_a_step} windows, peak learning rate {learning_rate:g}, seed {seed}, \
+{train_tokens:,} tokens to
+  train on, {held_out_tokens:,} held out; {passkey_share:.0%} of the windows hid a number and \
+asked for it
+- {device}; hf_softext {hf_softext}, transformers {transformers}, torch {torch}
+{reference}"""
+
 
 def write_adoption_card(folder: Path, row: Method, facts: dict[str, Any]) -> None:
     """Write `README.md` for an adopted model.
@@ -49,7 +81,7 @@ def write_adoption_card(folder: Path, row: Method, facts: dict[str, Any]) -> Non
         facts: the remaining fields of the template.
     """
     paper = row.paper
-    text = _TEMPLATE.format(
+    text = _ADOPTION.format(
         name=row.name,
         summary=row.summary,
         authors=paper.authors,
@@ -59,3 +91,67 @@ def write_adoption_card(folder: Path, row: Method, facts: dict[str, Any]) -> Non
         **facts,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_causal_lm_card(
+    folder: Path,
+    name: str,
+    facts: dict[str, Any],
+    losses: dict[int, float],
+    passkeys: list[PasskeyScore],
+) -> None:
+    """Write `README.md` for a causal language model.
+
+    Args:
+        folder: where the checkpoint is.
+        name: what it will be called.
+        facts: how it was trained: the fields of the template.
+        losses: nats per held-out token for each length.
+        passkeys: scores for each length and depth; may be empty.
+    """
+    row = {row.name: row for row in methods("attention")}.get(facts["attention"])
+    trained_at = facts["length"]
+    text = _CAUSAL_LM.format(
+        **{k: v for k, v in facts.items() if k not in ("attention_block", "base_model")},
+        folder=name,
+        tags="" if row is None else f"tags:\n- hf_softext\n- {row.name}\n",
+        attention_block=json.dumps(facts["attention_block"]),
+        base_model=f"base_model: {facts['base_model']}\n" if facts["base_model"] else "",
+        import_line=""
+        if row is None
+        else "import hf_softext  # without this line transformers refuses to load the checkpoint\n",
+        start=f"further from {facts['source']}" if facts["source"] else "from scratch",
+        losses="\n".join(
+            f"| {length} | {length / trained_at:g} | {loss:.4f} | {math.exp(loss):.3f} |"
+            for length, loss in losses.items()
+        ),
+        passkeys=_passkey_table(passkeys),
+        reference=""
+        if row is None
+        else f'\nReference: {row.paper.authors}, "{row.paper.title}", {row.paper.year}, arXiv '
+        f"{row.paper.arxiv}.\n",
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _passkey_table(scores: list[PasskeyScore]) -> str:
+    if not scores:
+        return ""
+    depths = sorted({score.depth for score in scores})
+    found = {(score.length, score.depth): score.accuracy for score in scores}
+    rows = [
+        f"| {length} | " + " | ".join(f"{found[length, depth]:.0%}" for depth in depths) + " |"
+        for length in sorted({score.length for score in scores})
+    ]
+    return "\n".join(
+        [
+            "",
+            f"Passkey retrieval: share of {scores[0].windows} windows in which the hidden number "
+            "was found, by depth.",
+            "",
+            "| window, tokens | " + " | ".join(f"{depth:.0%}" for depth in depths) + " |",
+            "|---" * (len(depths) + 1) + "|",
+            *rows,
+            "",
+        ]
+    )

@@ -241,10 +241,42 @@ def test_other_resolutions() -> None:
     assert model(images(12, 20))[0].shape == (2, 16, 32)
     square = convert_to_soft(built("ViTModel"))
     assert square(images(28, 28), interpolate_pos_encoding=True)[0].shape == (2, 50, 32)
-    with pytest.raises(
-        ValueError, match=r"15 patches are neither the model's own grid of \(5, 5\)"
-    ):
-        square(images(12, 20), interpolate_pos_encoding=True)
+    attention = next(m for m in square.modules() if isinstance(m, SoftVisionAttention))
+    with pytest.raises(ValueError, match=r"15 patches are no grid of \(5, 5\): pass"):
+        attention(torch.randn(1, 16, 32))
+
+
+@every_class
+@pytest.mark.parametrize("size", [(8, 32), (8, 72), (32, 8), (16, 16), (9, 34)])
+def test_grid_is_that_of_the_pixels(name: str, size: tuple[int, int]) -> None:
+    # 16 patches of the model's own, of which the others have as many in another shape
+    model = convert_to_soft(built(name, image_size=16))
+    height, width = size
+    seen = []
+    for module in model.modules():
+        if isinstance(module, SoftKernel):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+    # dinov2 always interpolates
+    given = {} if name.startswith("Dinov2") else {"interpolate_pos_encoding": True}
+    model(pixel_values=images(height, width), **given)
+    model(images(16, 16))
+    assert seen == [(height // 4, width // 4)] * 2 + [(4, 4)] * 2
+
+
+def test_checkpointing_recomputes_each_pass_with_its_grid() -> None:
+    model = stirred(convert_to_soft(built("Dinov2Model", image_size=16))).train()
+    pixels = images(8, 32), images(16, 16)
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            # its name changed in transformers 5.23
+            renamed = hasattr(model, "activation_checkpointing_enable")
+            kind = "activation" if renamed else "gradient"
+            getattr(model, f"{kind}_checkpointing_enable")()
+        model.zero_grad()
+        sum(model(x)[0].square().mean() for x in pixels).backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(*found)
 
 
 def test_conversion_refuses() -> None:

@@ -1,5 +1,6 @@
 """Compiling once a machine: no compiler, a broken one, a broken file, two processes."""
 
+import ctypes
 import os
 import shutil
 import stat
@@ -57,6 +58,48 @@ def test_a_compiler_that_is_not_there(source, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -v")
     with pytest.raises(ImportError, match="CXX='no-such-compiler' was not found"):
         build.load(source)
+
+
+def test_a_compiler_that_is_no_command(source, monkeypatch):
+    monkeypatch.setenv("CXX", "'")
+    with pytest.raises(ImportError, match=r'CXX="\'" \(No closing quotation\): quote it'):
+        build.load(source)
+
+
+@pytest.mark.skipif(not shutil.which("true"), reason="there is no true")
+def test_a_compiler_that_makes_nothing(source, monkeypatch):
+    monkeypatch.setenv("CXX", "true")
+    with pytest.raises(RuntimeError, match=r"true -std.* made no library of answer.cpp"):
+        build.load(source)
+    assert list(build.cache_folder().iterdir()) == []
+
+
+@needs_compiler
+def test_a_file_is_loaded_and_on_the_disk_before_it_gets_its_name(source, monkeypatch):
+    done = []
+    sync, cdll, replace = os.fsync, ctypes.CDLL, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: (done.append("load"), cdll(name))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: (done.append("name"), replace(self, target))[1]
+    )
+    assert build.load(source).answer() == 42
+    assert done == ["load", "sync", "name"]
+
+
+@needs_compiler
+def test_what_a_killed_build_left_is_removed(source):
+    folder = build.cache_folder()
+    folder.mkdir()
+    old, young, other = (folder / f"{name}.so" for name in ("answer.old", "answer.new", "else.old"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    build.load(source)
+    assert not old.exists()
+    assert young.exists()
+    assert other.exists()
 
 
 @needs_compiler

@@ -291,6 +291,21 @@ def test_sparse_gradients_and_wrong_arguments_are_refused():
             perp_grad(no_optimizer)
 
 
+def test_differentiable_optimizers_are_refused():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.randn(4))], differentiable=True)
+    with pytest.raises(ValueError, match="optimizer=SGD has differentiable=True"):
+        perp_grad(optimizer)
+
+
+def test_gradients_that_overlap_themselves_are_replaced():
+    weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 5.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    perp_grad(optimizer)
+    weight.grad = torch.ones(1).expand(4)
+    optimizer.step()
+    assert torch.equal(weight.grad, project_out(torch.ones(4), weight.detach()))
+
+
 def sharded(rank, port, results):
     """Two processes, each with half of the rows of each weight (FSDP version 2)."""
     torch.set_num_threads(1)

@@ -259,7 +259,7 @@ class Classifier(nn.Module):
             return loss, logits
         if self.form == "none":
             return {"loss": loss, "logits": None}
-        return {"loss": loss, "logits": logits}
+        return {"loss": loss, "logits": logits.long() if self.form == "integer" else logits}
 
 
 def examples(dtype=torch.long):
@@ -267,14 +267,18 @@ def examples(dtype=torch.long):
     return [{"values": v, "labels": torch.tensor(i % 3, dtype=dtype)} for i, v in enumerate(values)]
 
 
-def test_classifier_is_not_shifted(tmp_path):
+@pytest.mark.parametrize("outside", [(), (-1, 3)])
+def test_classifier_is_not_shifted(outside, tmp_path):
     classifier, data = Classifier(), examples()
+    for row, label in zip(data[4:], outside, strict=False):
+        row["labels"] = torch.tensor(label)
     trained = trainer(tmp_path, classifier, data, SoftmaxCollapseCallback(threshold=1))
     trained.train()
-    values, labels = (torch.stack([row[key] for row in data[4:8]]) for key in data[0])
+    kept = data[4 + len(outside) : 8]
+    values, labels = (torch.stack([row[key] for row in kept]) for key in data[0])
     counts = softmax_collapse(classifier.linear(values), labels)
     assert counts.saturated > 0
-    assert lines(trained)[0]["softmax_saturated"] == counts.saturated.item() / 4
+    assert lines(trained)[0]["softmax_saturated"] == counts.saturated.item() / len(kept)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +287,8 @@ def test_classifier_is_not_shifted(tmp_path):
         ("tuple", 3, torch.long, "the model returns no logits"),
         ("none", 3, torch.long, "the model returns no logits"),
         ("dict", 3, torch.float32, "labels of shape .* torch.float32 .* no classification"),
-        ("dict", 1, torch.long, r"logits of shape \(2, 1\), which is no classification"),
+        ("dict", 1, torch.long, r"logits of shape \(2, 1\) .* which is no classification"),
+        ("integer", 3, torch.long, "torch.int64, which is no classification"),
     ],
 )
 def test_nothing_to_count_is_said_once(form, classes, dtype, message, tmp_path):

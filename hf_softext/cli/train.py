@@ -1,0 +1,17 @@
+"""`softext train`: the launchable trainers, from the command line of the package."""
+
+from hf_softext.training.arguments import parse_arguments
+from hf_softext.training.causal_lm import train_causal_lm
+from hf_softext.training.causal_lm_arguments import CausalLMArguments
+
+
+def causal_lm(words: list[str]) -> None:
+    """Train a causal language model and print what was measured.
+
+    Args:
+        words: `[CONFIG.yaml] [--name value ...]`.
+    """
+    args = parse_arguments(CausalLMArguments, words)
+    result = train_causal_lm(args)
+    if args.process_index == 0:
+        print(result.summary())

@@ -1,0 +1,1 @@
+"""Which model classes of the installed transformers run an attention method."""
