@@ -58,6 +58,7 @@ def explicit_mask(
     if (
         kwargs.get("mask_function") is bidirectional_mask_function
         and isinstance(queries, int)
+        and isinstance(keys, int)
         and not kwargs.get("q_offset")
         and not kwargs.get("kv_offset")
         and (padding is None or padding.shape[-1] == keys)

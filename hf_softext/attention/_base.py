@@ -129,8 +129,8 @@ class BaseAttention:
 
         Raises:
             NotImplementedError: an argument that would change the model and is not supported.
-            ValueError: a bad `config.softext`, an integer mask, or a head dim for which the method
-                is not defined.
+            ValueError: a bad `config.softext`, an integer mask, batch sizes that differ, or a head
+                dim for which the method is not defined.
 
         Notes:
             Scores and weights are computed in float32 (float64 for float64 inputs), also under
@@ -145,6 +145,11 @@ class BaseAttention:
                     f"that {type(module).__name__} passes; without it the model would compute "
                     f'something else. Use attn_implementation="eager" for this model.'
                 )
+        if not query.shape[0] == key.shape[0] == value.shape[0]:
+            raise ValueError(
+                f"query, key and value of {type(module).__name__} have batch sizes "
+                f"{query.shape[0]}, {key.shape[0]} and {value.shape[0]}: they must be equal."
+            )
         for observer in OBSERVERS:
             observer(module)
         config = getattr(module, "config", None)

@@ -105,7 +105,7 @@ def adopt(
 @app.command()
 def coverage(
     out: Annotated[Path, typer.Option(help="File of results; continued if it is there.")] = Path(
-        "coverage.csv"
+        "coverage.jsonl"
     ),
     attention: AttentionOption = "stablemax",
     only: Annotated[

@@ -288,6 +288,13 @@ def test_integer_mask_is_ambiguous(name: str, dtype: torch.dtype) -> None:
 
 
 @every_method
+def test_batch_sizes_must_agree(name: str) -> None:
+    query, key, value = tensors()
+    with pytest.raises(ValueError, match="batch sizes 2, 1 and 2"):
+        attend(name, query, key[:1], value, None)
+
+
+@every_method
 def test_autocast_does_not_reach_the_weights(name: str) -> None:
     inputs = tensors()
     expected = attend(name, *inputs, None)
