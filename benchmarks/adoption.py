@@ -7,43 +7,25 @@ model, measured in the same way in the same run; a sceptic's baseline is the bar
 """
 
 import argparse
-import csv
 import json
-import platform
 import tempfile
 import time
 import warnings
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 
-import torch
 import transformers
+from _record import RESULTS, append, environment
 
-import hf_softext
 from hf_softext import AdoptionArguments, adopt, apply_attention
 from hf_softext.demo.sentence import Ruler, Scale, minilm, write_adoption_texts
-
-RESULTS = Path(__file__).parent / "results" / "adoption.csv"
 
 
 def record(**row: object) -> None:
     """Append one line to the results, with what is needed to place it."""
-    row |= {
-        "date": date.today().isoformat(),
-        "device": f"cpu {platform.machine()}, {torch.get_num_threads()} threads",
-        "hf_softext": hf_softext.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-    }
+    row |= environment()
     print(json.dumps(row), flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(RESULTS / "adoption.csv", [row])
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ into old, is the floor. "huge" is our kernel on rows beyond its range, which tak
 """
 
 import argparse
-import csv
 import platform
 import random
 import time
@@ -21,12 +20,13 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+from _record import RESULTS, append, read
 
 import hf_softext
 from hf_softext.ops import two_pass_logsumexp, two_pass_softmax
 from hf_softext.ops.two_pass_softmax import run
 
-RESULTS = Path(__file__).parent / "results" / "two_pass_softmax.csv"
+CSV = RESULTS / "two_pass_softmax.csv"
 SIZES = (
     (2, 1 << 14),
     (2, 1 << 16),
@@ -135,18 +135,10 @@ def main() -> None:
             "hf_softext": hf_softext.__version__,
             "torch": torch.__version__,
         }
-        new = not RESULTS.exists()
         for threads in given.threads:
             for rows, columns in SIZES:
-                line = measure(rows, columns, threads) | place
-                with RESULTS.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, fieldnames=list(line))
-                    if new:
-                        writer.writeheader()
-                    new = False
-                    writer.writerow(line)
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        report(list(csv.DictReader(file)))
+                append(CSV, [measure(rows, columns, threads) | place])
+    report(read(CSV))
 
 
 if __name__ == "__main__":
