@@ -69,5 +69,5 @@ def test_the_shipped_recipe_is_complete():
     args = parse_arguments(CausalLMArguments, [path, "--use_cpu", "true"])
     args.check()
     assert args.overrides()["hidden_size"] == 96
-    assert args.method_parameters() == {"power": 15}
+    assert (args.attention, args.method_parameters()) == ("softplus_reweighted", {})
     assert len(load_tokenizer(args.tokenizer, args.model)) == 257
