@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from hf_softext.functional.perp_grad import project_out
@@ -204,6 +205,9 @@ def test_twice_on_one_optimizer_is_refused_and_remove_ends_it():
 
 @pytest.mark.parametrize("hook_first", [True, False])
 def test_accelerate_wraps_it_or_is_unwrapped(hook_first):
+    # what a Trainer of another test has left in this process
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
