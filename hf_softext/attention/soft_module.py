@@ -91,7 +91,9 @@ class SoftKernel(nn.Module):
             )
             output = factors.apply(values)
             if self.conv is not None:
-                output = output + F.pad(self._local(values[:, :, prefix:], grid), (0, 0, prefix, 0))
+                output = output + F.pad(
+                    _local(self.conv, values[:, :, prefix:], grid), (0, 0, prefix, 0)
+                )
         return output.to(query.dtype)
 
     def _landmarks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -104,14 +106,6 @@ class SoftKernel(nn.Module):
         norm = self.landmark_norm
         weight, bias = norm.weight.to(wide), norm.bias.to(wide)
         return F.gelu(F.layer_norm(landmarks, (dim,), weight, bias, norm.eps))
-
-    def _local(self, value: Tensor, grid: tuple[int, int]) -> Tensor:
-        assert self.conv is not None
-        batch, heads, _, dim = value.shape
-        image = value.permute(0, 3, 1, 2).reshape(batch * dim, heads, *grid)
-        weight = self.conv.weight.to(value.dtype)
-        image = F.conv2d(image, weight, padding=self.conv.padding, groups=heads)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return image.reshape(batch, dim, heads, -1).permute(0, 2, 3, 1)
 
 
 class SoftAttention(nn.Module):
@@ -184,3 +178,12 @@ class SoftAttention(nn.Module):
             for proj in (self.q_proj, self.v_proj)
         )
         return self.o_proj(self.kernel(query, value, grid).transpose(1, 2).flatten(2))
+
+
+def _local(conv: nn.Conv2d, value: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A depthwise convolution of the values (B, H, N, D) over their grid."""
+    batch, heads, _, dim = value.shape
+    image = value.permute(0, 3, 1, 2).reshape(batch * dim, heads, *grid)
+    weight = conv.weight.to(value.dtype)
+    image = F.conv2d(image, weight, padding=conv.padding, groups=heads)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return image.reshape(batch, dim, heads, -1).permute(0, 2, 3, 1)

@@ -50,10 +50,8 @@ def load(source: Path) -> ctypes.CDLL:
     """
     library = cache_folder() / f"{source.stem}-{_key(source)}.so"
     if library.exists():
-        try:
+        with contextlib.suppress(OSError):
             return ctypes.CDLL(str(library))
-        except OSError:
-            pass
     return _compile(source, library)
 
 
