@@ -23,7 +23,8 @@ class Method:
 
     Attributes:
         name: what the user types.
-        family: what the method is: "attention" is a name for `attn_implementation=`.
+        family: what the method is: "attention" is a name for `attn_implementation=`,
+            "quantization" a config for `quantization_config=`.
         summary: one line, no full stop.
         paper: the publication.
         path: "module:attribute" of the implementation.
@@ -60,6 +61,12 @@ _TWO_PASS = Paper(
     authors="Marat Dukhan, Artsiom Ablavatski",
     year=2020,
     arxiv="2001.04438",
+)
+_BAQ = Paper(
+    title="BAQ: Efficient Bit Allocation Quantization for Large Language Models",
+    authors="Chao Zhang, Li Wang, Samson Lasaulce, Merouane Debbah",
+    year=2025,
+    arxiv="2506.05664",
 )
 _GROKKING = Paper(
     title="Grokking at the Edge of Numerical Stability",
@@ -142,6 +149,14 @@ CATALOG: tuple[Method, ...] = (
         path="hf_softext.ops:two_pass_softmax",
         usage="hf_softext.ops.two_pass_softmax(logits)",
         status="experimental",
+    ),
+    Method(
+        name="baq",
+        family="quantization",
+        summary="columns of weights get the bits that lower the loss most, to any average",
+        paper=_BAQ,
+        path="hf_softext.quantization.baq.config:BaqConfig",
+        usage="from_pretrained(..., quantization_config=BaqConfig(bits=2.5, dataset=...))",
     ),
 )
 

@@ -9,13 +9,13 @@ from hf_softext.catalog import methods
 
 
 def register() -> list[str]:
-    """Register every attention method of the catalogue, with its mask function.
+    """Register every attention method of the catalogue, with its mask function, and BAQ.
 
     `import hf_softext` arranges this already: at once where transformers is loaded, else when it
     is. Calling it again changes nothing.
 
     Returns:
-        The names that are registered.
+        The names of the attention methods.
 
     Raises:
         ValueError: another package has registered one of the names.
@@ -35,6 +35,10 @@ def register() -> list[str]:
         AttentionInterface.register(row.name, forward)
         AttentionMaskInterface.register(row.name, explicit_mask)
         names.append(row.name)
+    # its classes derive from those of transformers, which must not be loaded on account of this one
+    from hf_softext.quantization.baq.register import register_baq
+
+    register_baq()
     if attentions_are_recorded not in RECORDERS:
         RECORDERS.append(attentions_are_recorded)
     return names

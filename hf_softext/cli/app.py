@@ -102,6 +102,39 @@ def adopt(
     commands.adopt(model, attention, data, out, param or [], column=column, seed=seed, **settings)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def quantize(context: typer.Context) -> None:
+    """Quantize a model to any average of bits: MODEL or CONFIG.yaml, [--name value].
+
+    For example: softext quantize MODEL --bits 2.5 --data calibration.txt --out NEW
+
+    Started again with the same arguments, an interrupted run continues. `softext quantize --help`
+    lists every argument. Several processes: `accelerate launch trainers/quantize.py`.
+    """
+    from hf_softext.cli import quantize as commands
+
+    commands.quantize(context.args)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="DIR", help="A checkpoint quantized by BAQ.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    dtype: Annotated[
+        str, typer.Option(help="auto (as it computes), float32, bfloat16 or float16.")
+    ] = "auto",
+) -> None:
+    """Write a quantized model as a plain checkpoint, which loads without this package."""
+    from hf_softext.cli import quantize as commands
+
+    commands.export(checkpoint, out, dtype)
+
+
 @app.command()
 def coverage(
     out: Annotated[Path, typer.Option(help="File of results; continued if it is there.")] = Path(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_softext.catalog import find
+from hf_softext.training import html_page
 
 if TYPE_CHECKING:
     from hf_softext.demo.language_model import Budget
@@ -59,7 +60,6 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
 
-    from hf_softext.demo import report
     from hf_softext.demo.language_model import Budget
     from hf_softext.demo.sentence import Scale
 
@@ -75,12 +75,12 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     minutes = (time.time() - started) / 60
     kind = "quick" if quick else "full"
     parts.append(
-        report.paragraph(
+        html_page.paragraph(
             f"{kind} demonstration, {minutes:.1f} minutes, {os.cpu_count()} cores", note=True
         )
     )
     (work / "report.html").write_text(
-        report.page("hf_softext: what softmax can be replaced by", parts), "utf-8"
+        html_page.page("hf_softext: what softmax can be replaced by", parts), "utf-8"
     )
     if out.exists():
         shutil.rmtree(out)
@@ -111,8 +111,8 @@ def _language_models(plan: Plan, work: Path) -> list[str]:
     columns = ["attention", *(f"{n} ({n // budget.length}x)" for n in lengths)]
     _print_table(columns, rows)
     return [
-        report.heading("Trained short, tested long"),
-        report.paragraph(
+        html_page.heading("Trained short, tested long"),
+        html_page.paragraph(
             f"A Llama with 2 layers on bytes of Shakespeare, {budget.steps} steps of "
             f"{budget.batch} windows of "
             f"{budget.length} bytes, one seed, same initial weights. Loss in nats per byte on the "
@@ -121,18 +121,18 @@ def _language_models(plan: Plan, work: Path) -> list[str]:
             "cosine scores that the "
             "softplus methods use."
         ),
-        report.table(columns, rows, best),
-        report.picture(
+        html_page.table(columns, rows, best),
+        html_page.picture(
             report.length_plot({o.variant.label: o.losses for o in outcomes}, budget.length)
         ),
-        report.heading("What they write"),
+        html_page.heading("What they write"),
         *(
             part
             for o in outcomes
-            for part in (report.paragraph(o.variant.label), report.preformatted(o.sample))
+            for part in (html_page.paragraph(o.variant.label), html_page.preformatted(o.sample))
         ),
-        report.heading("Saved and loaded"),
-        report.paragraph(
+        html_page.heading("Saved and loaded"),
+        html_page.paragraph(
             "The last model, saved, and loaded by from_pretrained without naming its attention: "
             f"{survived}."
         ),
@@ -188,17 +188,17 @@ def _adoptions(plan: Plan, work: Path) -> list[str]:
     _print_table(columns, rows)
     scale = plan.measure
     return [
-        report.heading("Pretrained weights, another attention"),
-        report.paragraph(
+        html_page.heading("Pretrained weights, another attention"),
+        html_page.paragraph(
             f"all-MiniLM-L6-v2, its attention swapped, and after {plan.adoption_steps} steps of "
             "adoption on CLINC150 "
             "queries and passages of Shakespeare: the model learns to compute under the new "
             "attention what it computed "
             "before."
         ),
-        report.table(columns, rows),
-        report.picture(report.adoption_plot(cosines)),
-        report.paragraph(
+        html_page.table(columns, rows),
+        html_page.picture(report.adoption_plot(cosines)),
+        html_page.paragraph(
             f"cosine: of the sentence embeddings to the original's, {scale.test_rows} CLINC150 "
             "test queries. probe: "
             f"logistic regression on the model's own embeddings of {scale.train_rows} training "

@@ -19,11 +19,12 @@ from hf_softext.attention.apply import apply_attention
 from hf_softext.attention.record import BLOCK
 from hf_softext.attention.verify import verify_attention
 from hf_softext.catalog import find
+from hf_softext.data.texts import read_texts
 from hf_softext.training.adoption import AdoptionArguments, AdoptionTrainer, EaseIn
 from hf_softext.training.calibration import calibrate_scale
 from hf_softext.training.checkpoints import claim, needed, publish, train_to_end
 from hf_softext.training.model_card import write_adoption_card
-from hf_softext.training.texts import read_texts
+from hf_softext.training.pretrained import pretrained_class
 from hf_softext.version import __version__
 
 # what makes two runs the same, so that one can continue the other
@@ -177,13 +178,7 @@ def load_text_model(source: str) -> PreTrainedModel:
     Raises:
         ValueError: it names no class of transformers.
     """
-    config = AutoConfig.from_pretrained(source)
-    name = (config.architectures or ["?"])[0]
-    model_class = getattr(transformers, name, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        raise ValueError(
-            f"model={source!r} is a {name}, which is not a model class of transformers."
-        )
+    model_class = pretrained_class(source, AutoConfig.from_pretrained(source))
     return model_class.from_pretrained(source, dtype=torch.float32)
 
 

@@ -5,21 +5,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+
+# its own module, not the package's name for it: this needs no torch, and so --help no time
+from transformers.hf_argparser import HfArgumentParser
 
 from hf_softext.catalog import did_you_mean
 
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 
 def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
     """Parse `[CONFIG.yaml] [--name value ...]` into a dataclass of arguments.
 
     Args:
-        arguments: the dataclass, a `TrainingArguments` usually.
+        arguments: the dataclass, such as a `TrainingArguments`.
         argv: the command line without the program; by default this process's.
 
     Returns:
@@ -27,18 +32,18 @@ def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = Non
         line.
 
     Raises:
-        ValueError: the file is not a YAML mapping, or has a key that the dataclass does not know
-            (the nearest known one is suggested).
+        ValueError: the file is not a YAML mapping, or it or the command line has a name that the
+            dataclass does not know (the nearest known one is suggested).
         SystemExit: the command line is wrong, or asks for `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(arguments)  # pyright: ignore[reportArgumentType]
+    known = [field.name for field in fields(arguments) if field.init]
     if words and Path(words[0]).suffix in (".yaml", ".yml"):
         path = Path(words.pop(0))
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(given, dict):
             raise ValueError(f"{path} is not a mapping of argument names to values.")
-        known = [field.name for field in fields(arguments) if field.init]
         for name in given:
             if name not in known:
                 near = did_you_mean(str(name), known).split(" Known:")[0]
@@ -48,7 +53,12 @@ def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = Non
         parser.set_defaults(**given)
         for action in parser._actions:
             action.required = action.required and action.dest not in given
-    return parser.parse_args_into_dataclasses(args=words)[0]
+    parsed, *_, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        near = did_you_mean(flag.lstrip("-").replace("-", "_"), known).split(" Known:")[0]
+        raise ValueError(f"unknown argument {flag!r}.{near}")
+    return parsed
 
 
 def json_object(name: str, value: Any) -> dict[str, Any]:

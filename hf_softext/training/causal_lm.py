@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, default_data_collator, set_seed
 
 from hf_softext.attention.record import BLOCK
+from hf_softext.data.texts import read_corpus
 from hf_softext.training.causal_lm_arguments import CausalLMArguments
 from hf_softext.training.causal_lm_data import Windows, WithPasskeys, split_stream, token_stream
 from hf_softext.training.causal_lm_model import (
@@ -36,7 +37,6 @@ from hf_softext.training.extrapolation import (
 from hf_softext.training.model_card import write_causal_lm_card
 from hf_softext.training.next_token_loss import next_token_loss
 from hf_softext.training.passkey import PasskeyTask
-from hf_softext.training.texts import read_corpus
 from hf_softext.version import __version__
 
 RESULTS = "eval_results.json"

@@ -16,8 +16,9 @@ from hf_softext.demo.language_model import (
     round_trip,
     run_variant,
 )
-from hf_softext.demo.report import adoption_plot, length_plot, page, picture, table
+from hf_softext.demo.report import adoption_plot, length_plot
 from hf_softext.demo.sentence import Ruler, Scale, minilm, write_adoption_texts
+from hf_softext.training.html_page import page, picture, table
 
 
 def test_bundled_texts_are_whole():

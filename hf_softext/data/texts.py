@@ -40,14 +40,15 @@ def read_texts(path: Path, column: str, whole: bool = False) -> Dataset:
     return _only_text(rows, column, path.name, str(path))
 
 
-def read_corpus(data: str, column: str, config: str | None = None) -> Dataset:
+def read_corpus(data: str, column: str, config: str | None = None, whole: bool = True) -> Dataset:
     """Read running text: a file, every .txt and .jsonl file below a folder, or a dataset.
 
     Args:
-        data: a file or a folder (a .txt file is one document, a row of a table is one), or the name
-            of a dataset for `datasets.load_dataset`, whose split "train" is read.
+        data: a file or a folder (a row of a table is a document), or the name of a dataset for
+            `datasets.load_dataset`, whose split "train" is read.
         column: the column of a table or dataset that holds the text.
         config: the configuration of a dataset, where it has several.
+        whole: whether a .txt file is one document; else every line is.
 
     Returns:
         A dataset with the one column "text", a document a row; files in the order of their names.
@@ -61,10 +62,10 @@ def read_corpus(data: str, column: str, config: str | None = None) -> Dataset:
         files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl"))
         if not files:
             raise ValueError(f"data={data!r} has no .txt or .jsonl file in it.")
-        return concatenate_datasets([read_texts(file, column, whole=True) for file in files])
+        return concatenate_datasets([read_texts(file, column, whole) for file in files])
     # a dataset's name has at most one slash and no such ending
     if path.is_file() or path.suffix in _READERS or path.is_absolute() or len(path.parts) > 2:
-        return read_texts(path, column, whole=True)
+        return read_texts(path, column, whole)
     try:
         rows = load_dataset(data, config, split="train")
     except (OSError, ValueError) as error:

@@ -1,0 +1,29 @@
+"""`softext quantize` and `softext export`."""
+
+from pathlib import Path
+
+from hf_softext.training.arguments import parse_arguments
+from hf_softext.training.quantize_arguments import QuantizeArguments
+
+
+def quantize(words: list[str]) -> None:
+    """Quantize a model and print what was reached.
+
+    Args:
+        words: `MODEL [--name value ...]` or `CONFIG.yaml [--name value ...]`.
+    """
+    if words and not words[0].startswith("-") and Path(words[0]).suffix not in (".yaml", ".yml"):
+        words = ["--model", *words]
+    args = parse_arguments(QuantizeArguments, words)
+    # after the arguments are right, as this takes seconds
+    from hf_softext.training.quantize import quantize as run
+
+    print(run(args, tell=print).summary())
+
+
+def export(checkpoint: str, out: Path, dtype: str) -> None:
+    """Write a plain checkpoint and print where it is."""
+    from hf_softext.training.export import Export
+
+    written = Export(checkpoint, str(out), dtype).run()
+    print(f"{written / 1e6:,.2f} MB of weights; saved in {out}")
