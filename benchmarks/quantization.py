@@ -161,7 +161,9 @@ def run_model(folder: Path) -> None:
     """In a process of its own: load, generate, and print what that took."""
     register_baq()
     # so that what loading brings in for every model is not counted
-    tiny = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=8)
+    tiny = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=8
+    )
     LlamaForCausalLM(tiny)(torch.zeros(1, 1, dtype=torch.int64))
     before = resident_mib()
     model = LlamaForCausalLM.from_pretrained(folder)

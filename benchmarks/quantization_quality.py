@@ -51,7 +51,6 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "AutoRound, group 64": ("autoround", {"group": 64}),
     "AutoRound, symmetric, group 64": ("autoround", {"group": 64, "symmetric": True}),
 }
-COLUMNS = ("model", "weights", "method", "bits", "true_bits")
 MEASURES = ("perplexity", "divergence", "cosine", "accuracy")
 
 
@@ -82,6 +81,7 @@ def peer_cells(model: str) -> Iterator[Cell]:
         for label, options in REFERENCES.items():
             yield Cell(model, label, bits, options)
     # the nearest to 2.5 bits that a whole width gets
+    yield Cell(model, "GPTQ, act-order, group 32", 2, {"act_order": True, "group": 32})
     yield Cell(model, "GPTQ, act-order, clip, group 32", 2, SOUGHT | {"group": 32})
     for bits in WIDTHS:
         for label, (name, options) in PEERS.items():

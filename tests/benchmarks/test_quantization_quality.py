@@ -70,14 +70,13 @@ def test_reference_beats_rounding_to_nearest_and_stays_on_its_grid(options):
         torch.testing.assert_close(after, nearest(after, *grid(before, 3, options["clip"]), 3))
 
 
-def test_reference_rounds_the_column_with_the_largest_inputs_first_where_asked():
+def test_act_order_is_the_order_of_falling_input_energy():
     weight, gram = problem()
-    rounded = gptq_reference(weight, None, 6)
-    largest = int(gram.diagonal().argmax())
-    for act_order, first in ((False, 0), (True, largest)):
-        same = (gptq_reference(weight, gram, 6, act_order=act_order) == rounded).all(0)
-        assert same[first]
-        assert not same[largest - first]
+    order = gram.diagonal().argsort(descending=True)
+    sorted_first = gptq_reference(weight[:, order], gram[order][:, order], 3)[:, order.argsort()]
+    found = gptq_reference(weight, gram, 3, act_order=True)
+    torch.testing.assert_close(found, sorted_first)
+    assert not torch.equal(found, gptq_reference(weight, gram, 3))
 
 
 def test_reference_makes_columns_without_input_zero():

@@ -5,7 +5,7 @@ with the number of blocks, or with the square of a sequence's length, would show
 """
 
 import json
-import resource
+from pathlib import Path
 
 import torch
 import transformers as hf
@@ -17,10 +17,9 @@ LAYERS, WIDTH, INNER, COUNT, LENGTH = 16, 128, 256, 64, 160
 
 
 def resident(peak: bool = False) -> float:
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    key = "VmHWM:" if peak else "VmRSS:"
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def main() -> None:
@@ -42,6 +41,8 @@ def main() -> None:
     # what libraries take once
     small = hf.LlamaForCausalLM(hf.LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 1}))
     calibrate.quantize_model(small, BaqConfig(**baq), sequences=ids[:2])
+    # the peak so far is that of importing
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident()
     calibrate.quantize_model(model, BaqConfig(**baq), sequences=ids)
     hidden = COUNT * LENGTH * WIDTH * 4

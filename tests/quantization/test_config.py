@@ -12,6 +12,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from hf_softext.quantization.baq.config import FORMAT_VERSION, BaqConfig
 from hf_softext.quantization.baq.register import register_baq
 from hf_softext.quantization.baq.weight import Settings
+from tests.quantization.checkpoints import dense
 
 PLANES = {"model.layers.0.q_proj": 12, "model.layers.0.k_proj": 0}
 
@@ -41,7 +42,7 @@ def stored(**changes):
         ({"bit_range": (1, 2.5)}, r"bit_range"),
         (
             {"allocation": "global"},
-            r"allocation='global': use one of auto, model, layer, uniform, paper",
+            r"allocation='global': use one of auto, model, layer",
         ),
         ({"allocation": ["model"]}, r"allocation=\['model'\]"),
         ({"solver": "awq"}, r"solver='awq': use one of gptq, rtn"),

@@ -86,7 +86,7 @@ def test_product(rows, columns, choice, zero_point):
             scale = F.linear(x.abs(), dense.abs() + layer.ranges.view(torch.half).abs().max())
             assert ((found - expected).abs() <= scale / 128 + 1e-6).all()
         else:
-            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @needs_kernel
@@ -341,7 +341,7 @@ def test_packed_within_inference_mode_serves_outside():
     with torch.inference_mode():
         inside = layer(x)
     assert torch.equal(layer(x), inside)
-    assert not any(tensor.is_inference() for tensor in layer._packed)
+    assert not any(one.is_inference() for one in layer._packed if one is not None)
 
 
 class Net(nn.Module):
