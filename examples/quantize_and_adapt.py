@@ -48,7 +48,8 @@ with tempfile.TemporaryDirectory() as folder:
     )
     print(f"2 bits           perplexity {perplexity(quantized):.3f}   {before} -> {after} bytes")
 
-    # the planes stay as they are; the adapter's two small matrices beside each of them learn
+    # the planes stay as they are; the adapter's two small matrices beside each of them learn, and
+    # here also what the original had not learned yet
     torch.manual_seed(0)
     adapted = get_peft_model(quantized, LoraConfig(r=8, target_modules="all-linear"))
     arguments = TrainingArguments(

@@ -14,12 +14,13 @@ from accelerate import PartialState
 from transformers import AutoConfig
 
 from hf_softext.data.texts import read_corpus
+from hf_softext.quantization.baq.options import OPTIONS
 from hf_softext.quantization.baq.size import SizeReport, estimate, file_bytes, size_report
 from hf_softext.quantization.baq.work_folder import ModuleReport
 from hf_softext.training.causal_lm_model import check_attention, describe_source, load_tokenizer
 from hf_softext.training.checkpoints import claim, needed, publish
 from hf_softext.training.pretrained import Source, pretrained_class
-from hf_softext.training.quantize_arguments import BAQ, QuantizeArguments
+from hf_softext.training.quantize_arguments import QuantizeArguments
 from hf_softext.training.quantize_points import Point, Points, planned
 from hf_softext.training.quantize_quality import HeldOut, continues_text, hold_out
 from hf_softext.version import __version__
@@ -34,7 +35,7 @@ _IDENTITY = [
     "data_config",
     "column",
     "tokenizer",
-    *BAQ,
+    *OPTIONS,
     "attention",
     "attention_parameters",
     "dtype",
@@ -153,7 +154,7 @@ def quantize(
         "model_class": kind.__name__,
         "data": describe_source(args.data) if args.data else None,
         "held_out": args.held_out if held_out else 0.0,
-        **{name: getattr(args, name) for name in BAQ},
+        **{name: getattr(args, name) for name in OPTIONS},
         "calibration": model.hf_quantizer.quantization_config.calibration,
     }
     dense = model.dtype.itemsize

@@ -3,22 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-# what `BaqConfig` is given as it is
-BAQ = (
-    "bits",
-    "bit_range",
-    "allocation",
-    "solver",
-    "nsamples",
-    "seqlen",
-    "act_order",
-    "clip",
-    "refine",
-    "damp",
-    "block_size",
-    "modules_to_not_convert",
-    "seed",
-)
+from hf_softext.quantization.baq.options import OPTIONS
 
 
 @dataclass
@@ -148,7 +133,7 @@ class QuantizeArguments:
         """
         from hf_softext.quantization.baq.config import BaqConfig
 
-        return BaqConfig(**{**{name: getattr(self, name) for name in BAQ}, **changed})
+        return BaqConfig(**{**{name: getattr(self, name) for name in OPTIONS}, **changed})
 
     def method_parameters(self) -> dict[str, Any]:
         """The parsed `attention_parameters`."""

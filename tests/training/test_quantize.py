@@ -19,12 +19,13 @@ from hf_softext.data.texts import read_corpus
 from hf_softext.quantization.baq import calibrate
 from hf_softext.quantization.baq.config import BaqConfig
 from hf_softext.quantization.baq.linear import BaqLinear
+from hf_softext.quantization.baq.options import OPTIONS
 from hf_softext.quantization.baq.size import file_bytes, size_report
 from hf_softext.training.arguments import parse_arguments
 from hf_softext.training.extrapolation import loss_by_length
 from hf_softext.training.pretrained import Source
 from hf_softext.training.quantize import quantize
-from hf_softext.training.quantize_arguments import BAQ, QuantizeArguments
+from hf_softext.training.quantize_arguments import QuantizeArguments
 from hf_softext.training.quantize_quality import hold_out
 from tests.training.conftest import save_model
 
@@ -51,9 +52,9 @@ def contents(folder):
 def test_every_argument_of_the_config_is_one_of_the_program():
     signature = inspect.signature(BaqConfig).parameters
     run_only = {"dataset", "tokenizer", "work_dir", "stored"}
-    assert set(BAQ) == set(signature) - run_only
+    assert set(OPTIONS) == set(signature) - run_only
     given = QuantizeArguments()
-    for name in BAQ:
+    for name in OPTIONS:
         default = signature[name].default
         assert getattr(given, name) == (list(default) if name == "bit_range" else default), name
     assert given.config() == BaqConfig()

@@ -11,27 +11,13 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_softext.quantization.baq.digests import CHECKSUMS
+from hf_softext.quantization.baq.options import OPTIONS
 from hf_softext.quantization.baq.weight import Settings
 
 FORMAT_VERSION = 1
 ALLOCATIONS = ("auto", "model", "layer", "uniform", "paper")
 SOLVERS = ("gptq", "rtn")
 
-_OPTIONS = (
-    "bits",
-    "bit_range",
-    "allocation",
-    "solver",
-    "nsamples",
-    "seqlen",
-    "act_order",
-    "clip",
-    "refine",
-    "damp",
-    "block_size",
-    "modules_to_not_convert",
-    "seed",
-)
 # of this run only: what a checkpoint says about them is never read
 _RUN = ("dataset", "tokenizer", "work_dir")
 
@@ -224,7 +210,7 @@ class BaqConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds: plain values, and nothing of the data or of this machine."""
-        values = {name: getattr(self, name) for name in _OPTIONS}
+        values = {name: getattr(self, name) for name in OPTIONS}
         values |= {
             "quant_method": "baq",
             "format_version": FORMAT_VERSION,
@@ -272,10 +258,8 @@ def _check_stored(stored: Mapping[str, Any]) -> None:
     facts = ("quant_method", "module_planes", "calibration", "checksums")
     for name in stored:
         if name not in facts:
-            near = difflib.get_close_matches(name, (*_OPTIONS, *_RUN), n=1)
-            hint = (
-                f"; did you mean {near[0]!r}?" if near else f"; use one of {', '.join(_OPTIONS)}."
-            )
+            near = difflib.get_close_matches(name, (*OPTIONS, *_RUN), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; use one of {', '.join(OPTIONS)}."
             raise ValueError(f"{name}={stored[name]!r} is no argument of BaqConfig{hint}")
 
 
