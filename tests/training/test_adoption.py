@@ -154,6 +154,8 @@ def test_two_processes_equal_one(bert_folder, texts, tmp_path):
     common += ["--optim", "sgd", "--learning_rate", "0.1", "--max_grad_norm", "0"]
     program = str(ROOT / "trainers" / "adopt_attention.py")
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    # a free one, as others may test at the same time
+    launch += ["--main_process_port", "0"]
     two = [*launch, "--config_file", str(ROOT / "trainers/accelerate/cpu_2.yaml"), program, *common]
     one = [sys.executable, program, *common]
     runs = {"two": (two, "4"), "one": (one, "8")}

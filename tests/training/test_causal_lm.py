@@ -255,6 +255,8 @@ def test_two_processes_started_from_a_file_equal_one(text, tmp_path):
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", str(ROOT / "trainers" / "accelerate" / "cpu_2.yaml")]
+    # a free one, as others may test at the same time
+    launch += ["--main_process_port", "0"]
     runs = {"two": ([*launch, PROGRAM], "4"), "one": ([sys.executable, PROGRAM], "8")}
     found = {}
     for name, (command, batch) in runs.items():

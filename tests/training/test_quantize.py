@@ -266,6 +266,8 @@ def test_two_processes_started_from_a_file_write_once_what_one_writes(
     recipe.write_text(json.dumps({**QUICK, "bit_range": [1, 8]}), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", str(ROOT / "trainers" / "accelerate" / "cpu_2.yaml")]
+    # a free one, as others may test at the same time
+    launch += ["--main_process_port", "0"]
     out = tmp_path / "two" / "out"
     given = ["--model", str(llama_folder), "--data", str(texts), "--out", str(out)]
     done = subprocess.run(

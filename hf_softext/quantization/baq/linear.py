@@ -130,16 +130,16 @@ class BaqLinear(nn.Linear):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight, (O, I), by default in the layer's own dtype."""
         dtype = dtype or self._dtype
-        if self.planes.is_meta:
-            return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+        shape, device = (self.out_features, self.in_features), self.planes.device
+        dense = torch.empty(shape, dtype=dtype, device=device)
+        if dense.is_meta:
+            return dense
         layout = self._prepared()
-        order = self._order(layout)
-        ranges = self.ranges.view(torch.float16)
-        rows = [
-            part.new_zeros(self.in_features, part.shape[1]).index_copy(0, order, part).T
-            for _, part in output_parts(self.planes, ranges, layout, dtype)
-        ]
-        return torch.cat(rows)
+        order, ranges = self._order(layout), self.ranges.view(torch.float16)
+        for outputs, part in output_parts(self.planes, ranges, layout, dtype):
+            columns = part.new_zeros(shape[1], part.shape[1]).index_copy_(0, order, part)
+            dense[outputs] = columns.T
+        return dense
 
     def check(self) -> None:
         """Make sure that the tensors fit together; what is on the meta device is not looked at.
