@@ -179,6 +179,11 @@ def test_infeasible_bits_name_their_bounds(sensitivities, allocation):
         allocate(sensitivities, Settings(bits=1.5, bit_range=(2, 8), allocation=allocation))
 
 
+def test_more_bits_than_columns_may_take_are_refused(sensitivities):
+    with pytest.raises(ValueError, match=r"bits=5 cannot be reached.*take from"):
+        allocate(sensitivities, Settings(bits=5, bit_range=(1, 3)))
+
+
 def test_levels_of_the_authors(golden):
     for bits, vectors in golden.items():
         levels = paper_levels(vectors["calib_loss_vec"], int(bits[0]))

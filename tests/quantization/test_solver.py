@@ -236,10 +236,24 @@ def test_rows_without_spread(value, solver):
     assert (found.dequantize()[3, live] - value).abs().max() < 0.3
 
 
-def test_a_layer_whose_inputs_are_all_zero():
+def test_inputs_that_are_all_zero_count_as_no_data():
     weight = torch.randn(4, 6)
-    sensitivity = measure(weight, torch.zeros(6, 6), Settings())
-    assert (sensitivity.losses == 0).all()
-    found, outcome = solve(weight, torch.zeros(6, 6), torch.ones(6), Settings())
-    assert (found.dequantize() == 0).all()
-    assert outcome.loss == 0
+    zero = measure(weight, torch.zeros(6, 6), Settings())
+    assert torch.equal(zero.losses, measure(weight, None, Settings()).losses)
+    found, _ = solve(weight, torch.zeros(6, 6), torch.full((6,), 16), Settings())
+    torch.testing.assert_close(found.dequantize(), weight, rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("solver", ["gptq", "rtn"])
+def test_a_row_of_zeros_stays_next_to_nothing(solver):
+    weight, gram = layer()
+    weight[3] = 0
+    found, _ = solve(weight, gram, mixed_levels(45), Settings(solver=solver))
+    assert found.dequantize()[3].abs().max() < 1e-6
+
+
+def test_weights_beyond_float16_are_named():
+    weight, gram = layer()
+    weight[0, 0] = 1e30
+    with pytest.raises(ValueError, match=r"weights of up to 1e\+30 cannot be quantized"):
+        measure(weight, gram, Settings())

@@ -199,12 +199,13 @@ def _compete(sensitivities: Mapping[str, Sensitivity], settings: Settings) -> di
     weights = sum(one.rows * size for one, size in pairs)
     overhead = sum(overhead_bits(one.rows, size) for one, size in pairs)
     alive = int(costs[losses[:, 0] > 0].sum())
-    low, high = ((overhead + bound * alive) / weights for bound in settings.bit_range)
-    if not low <= settings.bits:
+    low = (overhead + settings.bit_range[0] * alive) / weights
+    most = settings.bit_range[1] + overhead / weights
+    if not low <= settings.bits <= most:
         where = f" of {next(iter(sensitivities))}" if len(sensitivities) == 1 else ""
         raise ValueError(
             f"bits={settings.bits:g} cannot be reached: with bit_range={settings.bit_range} the "
-            f"{len(sensitivities)} quantized modules{where} take from {low:.3f} to {high:.3f} bits "
+            f"{len(sensitivities)} quantized modules{where} take from {low:.3f} to {most:.3f} bits "
             f"a weight, row ranges and level maps ({overhead / weights:.3f}) included. Choose "
             "another bits or bit_range, or leave small modules out by modules_to_not_convert."
         )

@@ -191,6 +191,8 @@ class BaqLinear(nn.Linear):
             raise ValueError(
                 f"input of shape {tuple(x.shape)}: the last dimension has to be {self.in_features}."
             )
+        if not x.is_floating_point():
+            raise ValueError(f"input of dtype {x.dtype}: give floating point numbers.")
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if bias is None else bias.to(x.dtype)

@@ -20,6 +20,8 @@ from hf_softext.quantization.baq.weight import Outcome, QuantizedWeight, Sensiti
 # rounds of new ranges: with GPTQ from the start, and then with sweeps over its codes; few where
 # only the order of losses matters
 _ROUNDS, _SWEEPS, _FEW_ROUNDS = 8, 2, 1
+# the largest float16
+_LARGEST = 65504.0
 # a round that gains less than this share is the last of its kind
 _WORTH = 0.005
 # widths whose losses are measured; beyond them they fall as those of a normal column
@@ -134,7 +136,14 @@ class _Work:
         self.settings = settings
         self.paper = settings.allocation == "paper"
         columns = torch.arange(weight.shape[1], device=weight.device)
-        if gram is None or settings.solver == "rtn":
+        largest = float(weight.abs().amax())
+        if largest > _LARGEST:
+            raise ValueError(
+                f"weights of up to {largest:g} cannot be quantized: the range of a row is stored "
+                f"as float16, which ends at {_LARGEST:g}. Name the module in modules_to_not_convert."
+            )
+        # inputs that are all zero say nothing of what they will be
+        if gram is None or settings.solver == "rtn" or not gram.any():
             self.factor = None
             self.order, self.dead, self.damp = columns, columns < 0, 0.0
             self.sensitivity = torch.ones(len(columns), device=weight.device)
