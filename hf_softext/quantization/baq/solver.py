@@ -140,7 +140,8 @@ class _Work:
         if largest > _LARGEST:
             raise ValueError(
                 f"weights of up to {largest:g} cannot be quantized: the range of a row is stored "
-                f"as float16, which ends at {_LARGEST:g}. Name the module in modules_to_not_convert."
+                f"as float16, which ends at {_LARGEST:g}. Name the module in "
+                "modules_to_not_convert."
             )
         # inputs that are all zero say nothing of what they will be
         if gram is None or settings.solver == "rtn" or not gram.any():
