@@ -100,7 +100,6 @@ def test_outputs_are_those_of_the_fused_module(folder):
         assert_same_outputs(kind)
 
 
-@pytest.mark.slow
 def test_every_kind_in_transformers_is_right_or_refused():
     split, refused = [], []
     for kind in experts_classes():
