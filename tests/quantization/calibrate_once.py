@@ -37,7 +37,7 @@ def main(name: str, out: str, work: str, kill_at: int | None = None) -> None:
 
         calibrate.solve, calibrate.measure = deadly(solve), deadly(measure)
     model = build(name)
-    reports = quantize_model(model, BaqConfig(bits=9.5, refine=1), work or None, token_ids())
+    reports = quantize_model(model, BaqConfig(bits=9.0, refine=1), work or None, token_ids())
     if PartialState().is_main_process:
         tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
         tensors["losses"] = torch.tensor([one.loss for one in reports], dtype=torch.float64)

@@ -46,7 +46,7 @@ def run(*words, launch=(sys.executable,)):
 
 def quantized(model_name, work=None, **options):
     model = build(model_name)
-    config = BaqConfig(**{"bits": 9.5, "refine": 1, **options})
+    config = BaqConfig(**{"bits": 9.0, "refine": 1, **options})
     reports = quantize_model(model, config, work, token_ids())
     tensors = dict(model.state_dict())
     tensors["losses"] = torch.tensor([one.loss for one in reports], dtype=torch.float64)
@@ -136,11 +136,11 @@ def test_another_run_is_refused_and_named(tmp_path):
         quantized("llama", tmp_path, modules_to_not_convert=["o_proj"])
     model = build("llama")
     with pytest.raises(ValueError, match="with another calibration"):
-        quantize_model(model, BaqConfig(bits=9.5, refine=1), tmp_path, token_ids(4))
+        quantize_model(model, BaqConfig(bits=9.0, refine=1), tmp_path, token_ids(4))
     with torch.no_grad():
         model.model.norm.weight[3] += 1e-3
     with pytest.raises(ValueError, match="with another weights"):
-        quantize_model(model, BaqConfig(bits=9.5, refine=1), tmp_path, token_ids())
+        quantize_model(model, BaqConfig(bits=9.0, refine=1), tmp_path, token_ids())
 
 
 def test_folder_with_other_files_is_left_alone(tmp_path):
