@@ -10,6 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hf_softext import resume
+
 
 def needed(args: Any, name: str) -> str:
     """The value of an argument that has no default; raises ValueError where it is not given."""
@@ -29,24 +31,9 @@ def claim(work: Path, args: Any, identity: Sequence[str]) -> None:
             other.
 
     Raises:
-        ValueError: the folder holds a run with other arguments.
+        ValueError: the folder holds a run with other arguments, or something else.
     """
-    request = {name: str(getattr(args, name)) for name in identity}
-    note = work / "request.json"
-    if not work.exists():
-        work.mkdir(parents=True)
-        staged = work / "request.json.tmp"
-        staged.write_text(json.dumps(request, indent=2), encoding="utf-8")
-        os.replace(staged, note)
-        return
-    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    changed = [name for name in identity if found.get(name) != request[name]]
-    if changed:
-        raise ValueError(
-            f"{work} holds an unfinished run with another {', '.join(changed)}: repeat its "
-            "arguments to continue it, "
-            f"or remove the folder."
-        )
+    resume.claim(work, {name: str(getattr(args, name)) for name in identity})
 
 
 def last_complete_checkpoint(work: Path) -> str | None:

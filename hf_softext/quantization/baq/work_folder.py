@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from hf_softext.quantization.baq.packing import pack, unpack
 from hf_softext.quantization.baq.processes import from_main, processes
 from hf_softext.quantization.baq.weight import QuantizedWeight, Sensitivity
+from hf_softext.resume import claim
 
-_REQUEST = "request.json"
 # elements of each weight that its digest looks at
 _SAMPLED = 256
 
@@ -61,38 +61,16 @@ class WorkFolder:
             ValueError: it holds another run.
         """
         self.folder = None if folder is None else Path(folder)
-        error = self._claim(request) if processes().is_main_process else None
+        error = None
+        if self.folder is not None and processes().is_main_process:
+            try:
+                claim(self.folder, request)
+            except ValueError as refusal:
+                # the other processes must not go on either
+                error = str(refusal)
         error = from_main(error)
         if error is not None:
             raise ValueError(error)
-
-    def _claim(self, request: Mapping[str, Any]) -> str | None:
-        if self.folder is None:
-            return None
-        # as JSON gives it back
-        wanted = json.loads(json.dumps(request))
-        note = self.folder / _REQUEST
-        if not note.is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                left = {_REQUEST + ".tmp"}
-                if {path.name for path in self.folder.iterdir()} != left:
-                    return f"work={str(self.folder)!r} holds other files: name a folder of its own."
-            self.folder.mkdir(parents=True, exist_ok=True)
-            staged = self.folder / (_REQUEST + ".tmp")
-            staged.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-            os.replace(staged, note)
-            return None
-        try:
-            found = json.loads(note.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            found = {}
-        changed = [name for name in wanted if found.get(name) != wanted[name]]
-        if not changed:
-            return None
-        return (
-            f"work={str(self.folder)!r} holds an unfinished run with another {', '.join(changed)}: "
-            "repeat its arguments to continue it, or remove the folder."
-        )
 
     def save_sensitivities(self, position: int, found: Mapping[str, Sensitivity]) -> None:
         """Write what was measured in one block."""
