@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from hf_softext.data.texts import read_corpus
 from hf_softext.quantization.baq.options import OPTIONS
+from hf_softext.quantization.baq.sequences import continues_text
 from hf_softext.quantization.baq.size import SizeReport, estimate, file_bytes, size_report
 from hf_softext.quantization.baq.work_folder import ModuleReport
 from hf_softext.training.causal_lm_model import check_attention, describe_source, load_tokenizer
@@ -22,7 +23,7 @@ from hf_softext.training.checkpoints import claim, needed, publish
 from hf_softext.training.pretrained import Source, pretrained_class
 from hf_softext.training.quantize_arguments import QuantizeArguments
 from hf_softext.training.quantize_points import Point, Points, planned
-from hf_softext.training.quantize_quality import HeldOut, continues_text, hold_out
+from hf_softext.training.quantize_quality import HeldOut, hold_out
 from hf_softext.version import __version__
 
 RESULTS = "quantization_results.json"

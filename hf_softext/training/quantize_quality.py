@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_softext.quantization.baq.sequences import calibration_sequences
+from hf_softext.quantization.baq.sequences import calibration_sequences, continues_text
 from hf_softext.training.extrapolation import loss_by_length
 
 
@@ -49,11 +49,6 @@ def hold_out(texts: Sequence[str], share: float, cut: bool) -> tuple[list[str], 
                 "give it more text or another share."
             )
     return parts[0], parts[1]
-
-
-def continues_text(kind: Any, config: Any) -> bool:
-    """Whether a class of models tells the next token of running text."""
-    return kind.can_generate() and not getattr(config, "is_encoder_decoder", False)
 
 
 class HeldOut:

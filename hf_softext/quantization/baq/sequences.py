@@ -56,7 +56,7 @@ def calibration_sequences(
         )
     length = min(seqlen, _positions(model))
     draw = random.Random(seed)
-    running = _continues_text(model)
+    running = continues_text(model, model.config)
     if isinstance(dataset, str | Path):
         try:
             dataset = read_corpus(str(dataset), "text", whole=running)
@@ -85,10 +85,10 @@ def fingerprint(sequences: Sequence[Tensor]) -> dict[str, Any]:
     return {"sequences": len(sequences), "tokens": tokens, "sha256": digest.hexdigest()}
 
 
-def _continues_text(model: Any) -> bool:
-    encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
+def continues_text(model: Any, config: Any) -> bool:
+    """Whether a model, or a class of models with this config, tells the next token of a text."""
     generates = getattr(model, "can_generate", lambda: False)()
-    return generates and not encoder_decoder
+    return generates and not getattr(config, "is_encoder_decoder", False)
 
 
 def _positions(model: Any) -> int:
