@@ -78,7 +78,8 @@ def search_ranges(
     scale = NORMAL_RANGE[width(heaviest[0])]
     clip = torch.tensor(NORMAL_RANGE, device=weight.device).div(scale).half()
     ranges = full.half()
-    for _ in range(rounds):
+    # rows know no factor but 1 where there is one width
+    for _ in range(rounds if len(groups) > 1 else 1):
         best = torch.full((len(weight),), torch.inf, device=weight.device)
         for share in _SHARES:
             candidate = (full * share).clamp(min=_SMALLEST).half()

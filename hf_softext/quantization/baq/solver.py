@@ -17,9 +17,8 @@ from hf_softext.quantization.baq.ranges import (
 )
 from hf_softext.quantization.baq.weight import Outcome, QuantizedWeight, Sensitivity, Settings
 
-# rounds of new ranges: with GPTQ from the start, and then with sweeps over its codes; few where
-# only the order of losses matters
-_ROUNDS, _SWEEPS, _FEW_ROUNDS = 8, 2, 1
+# rounds of new ranges: with GPTQ from the start, and then with sweeps over its codes
+_ROUNDS, _SWEEPS = 7, 2
 # the largest float16
 _LARGEST = 65504.0
 # a round that gains less than this share is the last of its kind
@@ -88,10 +87,10 @@ def solve(
         if bool((levels == tries[-1][0].levels).all()):
             break
         tries.append(work.quantize(levels))
-    best = work.quantize(min(tries, key=_total)[0].levels, thorough=True)
+    best = work.polish(min(tries, key=_total))
     average = sum(map(width, best[0].levels.tolist())) / weight.shape[1]
     bits = min(max(round(average), 1), WIDTHS - 1)
-    uniform = work.quantize(torch.where(work.dead, 1, 2**bits), thorough=True)
+    uniform = work.polish(work.quantize(torch.where(work.dead, 1, 2**bits)))
     outcome = Outcome(
         loss=2 * _total(best) / work.energy,
         uniform_loss=2 * _total(uniform) / work.energy,
@@ -155,34 +154,44 @@ class _Work:
             self.sensitivity = self.factor.sensitivity
         self.weight = weight[:, self.order].clone()
         self.weight[:, self.dead] = 0
-        # a layer whose inputs are all zero loses nothing
+        # weights that are all zero lose nothing
         self.energy = float(self._products(self.weight).sum()) or 1.0
 
     def _products(self, error: Tensor) -> Tensor:
         """(I,) the share of each column in trace(E H E^T)."""
         return (error * (error if self.factor is None else error @ self.factor.gram)).sum(0)
 
-    def quantize(self, levels: Tensor, thorough: bool = False) -> Found:
+    def quantize(self, levels: Tensor) -> Found:
         """Codes in this order, with ranges that suit the levels, and the losses of the columns."""
         if not self.settings.clip or self.paper:
             clip = torch.ones(WIDTHS, dtype=torch.float16, device=levels.device)
             find = authors_ranges if self.paper else full_ranges
             return self.round(levels, find(self.weight).half(), clip)
         ranges, clip = search_ranges(self.weight, levels, self.sensitivity)
-        best = self.round(levels, ranges, clip)
-        if self.factor is None:
-            return best
+        found = self.round(levels, ranges, clip)
+        return found if self.factor is None else self._again(found, self.factor.gram)
+
+    def polish(self, found: Found) -> Found:
+        """The same with as little loss as can be had; where only the order of losses matters, what
+        `quantize` gives will do."""
+        if not self.settings.clip or self.paper or self.factor is None:
+            return found
         gram, block = self.factor.gram, self.settings.block_size
-        for _ in range(_ROUNDS if thorough else _FEW_ROUNDS):
-            ranges = refit(self.weight, gram, best[0])
-            last, best = best, min(best, self.round(levels, ranges, clip), key=_total)
-            if _total(best) > (1 - _WORTH) * _total(last):
+        for _ in range(_ROUNDS):
+            last, found = found, self._again(found, gram)
+            if _total(found) > (1 - _WORTH) * _total(last):
                 break
-        for _ in range(_SWEEPS if thorough else 0):
-            fitted = replace(best[0], ranges=refit(self.weight, gram, best[0]))
+        for _ in range(_SWEEPS):
+            fitted = replace(found[0], ranges=refit(self.weight, gram, found[0]))
             swept = replace(fitted, codes=descend(self.weight, gram, fitted, block))
-            best = min(best, (swept, self._losses(swept)), key=_total)
-        return best
+            found = min(found, (swept, self._losses(swept)), key=_total)
+        return found
+
+    def _again(self, found: Found, gram: Tensor) -> Found:
+        """The better of this and all columns rounded anew on ranges fitted to its codes."""
+        one = found[0]
+        ranges = refit(self.weight, gram, one)
+        return min(found, self.round(one.levels, ranges, one.clip), key=_total)
 
     def _losses(self, found: QuantizedWeight) -> Tensor:
         """The share of each column in trace(E H E^T) / 2."""
