@@ -14,7 +14,8 @@ def quantize(words: list[str]) -> None:
     """
     if words and not words[0].startswith("-") and Path(words[0]).suffix not in (".yaml", ".yml"):
         words = ["--model", *words]
-    args = parse_arguments(QuantizeArguments, words)
+    usage = "softext quantize MODEL|CONFIG.yaml --data FILE --out DIR [--name value ...]"
+    args = parse_arguments(QuantizeArguments, words, usage)
     # after the arguments are right, as this takes seconds
     from hf_softext.training.quantize import quantize as run
 

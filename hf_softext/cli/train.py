@@ -11,7 +11,8 @@ def causal_lm(words: list[str]) -> None:
     Args:
         words: `[CONFIG.yaml] [--name value ...]`.
     """
-    args = parse_arguments(CausalLMArguments, words)
+    usage = "softext train causal-lm [CONFIG.yaml] [--name value ...]"
+    args = parse_arguments(CausalLMArguments, words, usage)
     result = train_causal_lm(args)
     if args.process_index == 0:
         print(result.summary())

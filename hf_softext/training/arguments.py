@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 
-def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
+def parse_arguments(
+    arguments: type[Arguments], argv: Sequence[str] | None = None, usage: str | None = None
+) -> Arguments:
     """Parse `[CONFIG.yaml] [--name value ...]` into a dataclass of arguments.
 
     Args:
         arguments: the dataclass, such as a `TrainingArguments`.
         argv: the command line without the program; by default this process's.
+        usage: what `--help` begins with; by default the program and all flags.
 
     Returns:
         An instance: the dataclass's defaults, overridden by the file, overridden by the command
@@ -37,7 +40,7 @@ def parse_arguments(arguments: type[Arguments], argv: Sequence[str] | None = Non
         SystemExit: the command line is wrong, or asks for `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(arguments)  # pyright: ignore[reportArgumentType]
+    parser = HfArgumentParser(arguments, usage=usage)  # pyright: ignore[reportArgumentType]
     known = [field.name for field in fields(arguments) if field.init]
     if words and Path(words[0]).suffix in (".yaml", ".yml"):
         path = Path(words.pop(0))

@@ -96,7 +96,8 @@ def quantize(
 
     Args:
         args: `model`, `output_dir` and `data` say what; the rest has defaults.
-        tell: is called with a line for each model that the report compares.
+        tell: is called with a line before what takes long without a progress bar, and for each
+            model that the report compares.
 
     Returns:
         What was reached.
@@ -134,6 +135,8 @@ def quantize(
     if work.exists():
         claim(work, args, _IDENTITY)
     points = Points(work / "points", loaded, held_out)
+    if held_out is not None and "original" not in points.kept:
+        tell("measuring the original on the held-out text")
     before = points.original()
     with state.main_process_first():
         claim(work, args, _IDENTITY)
@@ -142,6 +145,8 @@ def quantize(
     blocks = str(work / "blocks")
     model = loaded.load(args.config(dataset=data, tokenizer=tokenizer, work_dir=blocks))
     size, reports = size_report(model), model.hf_quantizer.reports
+    # as it was carried out, not as it was asked for
+    done = model.hf_quantizer.quantization_config
     here = points.measure("this", "baq", args.bits, model, size)
     # the card says the name of the folder that it lies in
     staged = work / "final" / final.name
@@ -155,8 +160,8 @@ def quantize(
         "model_class": kind.__name__,
         "data": describe_source(args.data) if args.data else None,
         "held_out": args.held_out if held_out else 0.0,
-        **{name: getattr(args, name) for name in OPTIONS},
-        "calibration": model.hf_quantizer.quantization_config.calibration,
+        **{name: getattr(done, name) for name in OPTIONS},
+        "calibration": done.calibration,
     }
     dense = model.dtype.itemsize
     del model

@@ -47,8 +47,9 @@ class QuantizeArguments:
     allocation: str = field(
         default="auto",
         metadata={
-            "help": "Who competes for bits: all columns of the model, those of a layer; or uniform "
-            "or paper, where bits is the nominal width."
+            "help": "Who competes for bits: model (all columns), layer (those of one), auto (model "
+            "if it generates text, else layer); or uniform or paper, where bits is the nominal "
+            "width."
         },
     )
     solver: str = field(

@@ -152,6 +152,13 @@ def test_planes_that_the_config_does_not_list(checkpoint):
         load("llama", checkpoint)
 
 
+def test_a_config_with_more_blocks_than_the_weights(checkpoint):
+    config = config_of(checkpoint) | {"num_hidden_layers": 3}
+    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has no model\.layers\.2\..* asks for other blocks"):
+        load("llama", checkpoint)
+
+
 def test_a_format_of_the_future(checkpoint):
     rewrite(checkpoint, format_version=2)
     with pytest.raises(ValueError, match=r"format_version=2: this release .* reads"):

@@ -35,6 +35,7 @@ def stored(**changes):
         ({"bits": True}, r"bits=True"),
         ({"bits": 9, "allocation": "paper"}, r"bits=9: with allocation='paper'.*1 to 8"),
         ({"bits": 2.5, "allocation": "uniform"}, r"bits=2.5: .*use allocation='model'"),
+        ({"bits": 3, "allocation": "uniform", "bit_range": (4, 8)}, r"bits=3: .*does not allow"),
         ({"bit_range": (3, 2)}, r"bit_range=\(3, 2\): give the fewest and the most"),
         ({"bit_range": (1, 9)}, r"bit_range=\(1, 9\)"),
         ({"bit_range": (0, 0)}, r"bit_range=\(0, 0\)"),

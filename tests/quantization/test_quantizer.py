@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_softext.quantization.baq.config import BaqConfig
 from hf_softext.quantization.baq.linear import BaqLinear
 from hf_softext.quantization.baq.register import register_baq
+from hf_softext.quantization.baq.size import code_rates, size_report
 from hf_softext.registration import register
 from tests.quantization.checkpoints import (
     MODELS,
@@ -104,6 +105,10 @@ def test_paper_allocation(tmp_path):
     again = load("llama", tmp_path / "out")
     assert torch.equal(logits(again), expected)
     assert all(module.zero_point for module in quantized_modules(again).values())
+    nominal, packed = code_rates(model)
+    said = f"mean log2 of levels {nominal:.4f}, as the authors count, in {packed:.4f} bits"
+    assert said in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert nominal < packed < size_report(model).bits
 
 
 def test_half_precision_model(tmp_path):

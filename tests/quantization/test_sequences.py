@@ -201,6 +201,12 @@ def test_a_name_is_a_tokenizer_and_the_model_may_have_one(llama, tmp_path, monke
         (3, "of type int cannot be read"),
         ([], "of type list cannot be read"),
         (["text", [3]], "of type list cannot be read"),
+        ([[], []], "no tokens to calibrate with"),
+        ([None], "token ids that are no whole numbers"),
+        ([[10**30]], "token ids that are no whole numbers"),
+        ([[True, False]], "whole numbers"),
+        ([{"input_ids": [5, 6], "attention_mask": [1]}], "of different shapes"),
+        ([{"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}], "with zeros between ones"),
         (torch.zeros(2, 3), "whole numbers"),
         (torch.zeros(2, 3, 4, dtype=torch.long), "whole numbers"),
         (Dataset.from_dict({"body": ["w1"]}), 'no column "text" or "input_ids", but body'),
@@ -210,6 +216,11 @@ def test_a_name_is_a_tokenizer_and_the_model_may_have_one(llama, tmp_path, monke
 def test_what_cannot_be_read_is_told(llama, dataset, message):
     with pytest.raises(ValueError, match=message):
         calibration_sequences(dataset, tokenizer_of(), llama, 9, 16, 0)
+
+
+def test_what_is_no_tokenizer_is_told(llama):
+    with pytest.raises(ValueError, match="tokenizer=5: give a tokenizer"):
+        calibration_sequences(texts(), 5, llama, 9, 16, 0)
 
 
 def test_fingerprint_tells_sequences_apart():

@@ -216,6 +216,7 @@ def test_report_compares_and_resumes_point_by_point(llama_folder, texts, tmp_pat
     whole = tmp_path / "whole" / "out"
     result = quantize(arguments(whole, llama_folder, texts, **given), lines.append)
     wanted = ["[1/4] baq, 3.5", "[2/4] baq, 4", "[3/4] gptq, 4", "[4/4] rtn, 4"]
+    assert lines.pop(0) == "measuring the original on the held-out text"
     assert [line.split(" bits")[0] for line in lines] == wanted
     # baq at 4 bits is this very model
     kinds = [(point.method, point.asked) for point in result.points]

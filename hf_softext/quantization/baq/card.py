@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hf_softext.catalog import find
 from hf_softext.quantization.baq.config import BaqConfig
-from hf_softext.quantization.baq.size import SizeReport, size_report
+from hf_softext.quantization.baq.size import SizeReport, code_rates, size_report
 from hf_softext.version import __version__
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ stored for a quantized weight.
 |---|---|---|---|---|---|---|---|---|---|
 | columns | {widths} |
 
-- allocation {allocation}, solver {solver}, columns of {low} to {high} bits
+- allocation {allocation}, solver {solver}, columns of {low} to {high} bits{rates}
 - calibration: {calibration}
 - hf_softext {hf_softext}, transformers {transformers}, torch {torch}
 
 Reference: {paper.authors}, "{paper.title}", {paper.year}, arXiv {paper.arxiv}.
 """
+# of the authors' allocation
+_RATES = "; mean log2 of levels {:.4f}, as the authors count, in {:.4f} bits that are stored"
 _MARK = re.compile(r"\n<!-- written by hf_softext, crc32 ([0-9a-f]{8}) -->\n\Z")
 # what transformers says in the empty card that it puts where a repository has none
 _EMPTY = (
@@ -152,6 +154,7 @@ def _text(model: "PreTrainedModel", folder: str) -> str:
         solver=config.solver,
         low=low,
         high=high,
+        rates=_RATES.format(*code_rates(model)) if config.allocation == "paper" else "",
         calibration=", ".join(f"{key} {value}" for key, value in calibration.items()) or "none",
         hf_softext=__version__,
         transformers=transformers.__version__,

@@ -147,6 +147,12 @@ class BaqConfig(QuantizationConfigMixin):
                 f"bits={self.bits!r}: with allocation='uniform' every column has the same whole "
                 "number of bits; use allocation='model' for an average in between."
             )
+        low, high = self.bit_range
+        if self.allocation == "uniform" and not low <= self.bits <= high:
+            raise ValueError(
+                f"bits={self.bits!r}: with allocation='uniform' it is the width of every column, "
+                f"which bit_range={self.bit_range} does not allow."
+            )
         for name in ("nsamples", "seqlen", "block_size"):
             _whole(name, getattr(self, name), 1)
         for name in ("refine", "seed"):

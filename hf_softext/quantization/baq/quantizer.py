@@ -1,6 +1,7 @@
 """BAQ as a quantization method of transformers."""
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,7 @@ class BaqQuantizer(HfQuantizer):
         if self.pre_quantized:
             for name, module in _quantized(model).items():
                 _check(name, module)
+            _check_blocks(model, config.module_planes)
         else:
             self._refuse_several(getattr(model, "hf_device_map", {}))
             # it needs datasets, which take a second to import, and loading does not
@@ -222,6 +224,18 @@ def _check(name: str, module: BaqLinear) -> None:
         module.check()
     except ValueError as error:
         raise ValueError(f"{name}: {error} Take a fresh copy of the checkpoint.") from error
+
+
+def _check_blocks(model: "PreTrainedModel", planes: dict[str, int]) -> None:
+    """Make sure that all weights of the blocks with quantized modules were in the checkpoint."""
+    stacks = {re.split(r"\.\d+\.", f"{name}.")[0] + "." for name in planes}
+    for name, weight in model.named_parameters():
+        known = weight.is_meta or getattr(weight, "_is_hf_initialized", False)
+        if not known and any(name.startswith(stack) for stack in stacks):
+            raise ValueError(
+                f"the checkpoint has no {name}: its config asks for other blocks than its weights "
+                "are. Take config.json and weights from one checkpoint."
+            )
 
 
 def _as_saved(model: "PreTrainedModel", original_names: bool) -> dict[str, Tensor]:

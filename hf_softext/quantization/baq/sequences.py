@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from hf_softext.data.texts import read_corpus
 
@@ -106,8 +106,12 @@ def _positions(model: Any) -> int:
     return min(limits, default=2**31)
 
 
-def _tokenizer(given: Any, model: Any) -> PreTrainedTokenizerBase:
-    if given is not None and not isinstance(given, str | Path):
+def _tokenizer(given: Any, model: Any) -> Any:
+    if not isinstance(given, str | Path | None):
+        if not callable(given):
+            raise ValueError(
+                f"tokenizer={given!r}: give a tokenizer of transformers, its name, or its folder."
+            )
         return given
     name = str(given or getattr(model.config, "name_or_path", "") or model.config._name_or_path)
     if not name:
@@ -142,10 +146,10 @@ def _given_ids(dataset: Any, nsamples: int, draw: random.Random) -> list[list[in
         mask = dataset.get("attention_mask")
         if mask is None:
             return rows
-        kept = []
-        for row, real in zip(rows, _rows(mask), strict=True):
-            kept.append([token for token, counts in zip(row, real, strict=True) if counts])
-        return kept
+        real = _rows(mask, "attention_mask")
+        if [*map(len, rows)] != [*map(len, real)]:
+            raise ValueError("dataset has input_ids and attention_mask of different shapes.")
+        return [_unpadded(*pair) for pair in zip(rows, real, strict=True)]
     if isinstance(dataset, Tensor):
         return _rows(dataset)
     if isinstance(dataset, Sequence) and len(dataset) and not isinstance(dataset, str):
@@ -162,15 +166,37 @@ def _given_ids(dataset: Any, nsamples: int, draw: random.Random) -> list[list[in
     )
 
 
-def _rows(ids: Any) -> list[list[int]]:
-    """One or several sequences as lists of whole numbers."""
-    ids = torch.as_tensor(ids)
-    if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.is_complex():
+def _rows(ids: Any, what: str = "token ids") -> list[list[int]]:
+    """One or several sequences as lists of whole numbers; an empty list has none."""
+    if isinstance(ids, Sequence) and not len(ids):
+        return []
+    try:
+        found = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"dataset has {what} that are no whole numbers: {error}") from error
+    # a mask may be made of booleans
+    whole = not (found.is_floating_point() or found.is_complex())
+    if (
+        found.dim() not in (1, 2)
+        or not whole
+        or (found.dtype == torch.bool and what == "token ids")
+    ):
         raise ValueError(
-            f"dataset has token ids of shape {tuple(ids.shape)} and dtype {ids.dtype}: give whole "
+            f"dataset has {what} of shape {tuple(found.shape)} and dtype {found.dtype}: give whole "
             "numbers, (N, L) or (L,)."
         )
-    return (ids if ids.dim() == 2 else ids[None]).tolist()
+    return (found if found.dim() == 2 else found[None]).tolist()
+
+
+def _unpadded(row: list[int], real: list[int]) -> list[int]:
+    """The tokens that are no padding, which must follow one another."""
+    places = [place for place, counts in enumerate(real) if counts]
+    if places and places[-1] - places[0] >= len(places):
+        raise ValueError(
+            "dataset has an attention_mask with zeros between ones: only padding before or after a "
+            "sequence can be left out."
+        )
+    return [row[place] for place in places]
 
 
 def _pieces(rows: Iterable[list[int]], length: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from hf_softext.quantization.baq.allocation import allocate
+from hf_softext.quantization.baq.allocation import allocate, nominal_rate, packed_rate
 from hf_softext.quantization.baq.blocks import find_targets
 from hf_softext.quantization.baq.config import BaqConfig
 from hf_softext.quantization.baq.experts import split_experts
@@ -170,6 +170,18 @@ def size_report(model: nn.Module) -> SizeReport:
         t for one in modules.values() for key, t in one.state_dict().items() if key != "bias"
     ]
     return SizeReport(tuple(sizes), *_rest(model, counted))
+
+
+def code_rates(model: nn.Module) -> tuple[float, float]:
+    """The average of log2 of the levels of a code, as the authors report it, and of its bits."""
+    modules = [(n, one) for n, one in model.named_modules() if isinstance(one, BaqLinear)]
+    weights = sum(one.out_features * one.in_features for _, one in modules)
+    nominal = packed = 0.0
+    for name, one in modules:
+        levels, share = _levels(model, name, one), one.out_features * one.in_features / weights
+        nominal += share * nominal_rate(levels)
+        packed += share * packed_rate(levels)
+    return nominal, packed
 
 
 def estimate(model: "PreTrainedModel | PreTrainedConfig", config: BaqConfig | float) -> SizeReport:
