@@ -29,7 +29,7 @@ from quantization_methods import PeerFailed, Quantized, ours, peer, peer_version
 from quantization_subjects import SUBJECTS, Subject
 
 CSV = RESULTS / "quantization_quality.csv"
-OURS, PAPER, PLAIN = "BAQ", "BAQ, the authors' allocation", "float32"
+OURS, PLAIN = "BAQ", "float32"
 WIDTHS = (2, 3, 4)
 AVERAGES = (2, 2.5, 3, 4)
 
@@ -42,6 +42,14 @@ REFERENCES: dict[str, dict[str, Any]] = {
     "GPTQ, act-order, clip": SOUGHT,
     "GPTQ, act-order, group 64": {"act_order": True, "group": 64},
     "GPTQ, act-order, clip, group 64": SOUGHT | {"group": 64},
+}
+# ours without one of its parts, to tell what each is worth -> arguments, and at which bits
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "BAQ, the authors' allocation": ({"allocation": "paper"}, WIDTHS),
+    "BAQ, one width": ({"allocation": "uniform"}, WIDTHS),
+    "BAQ, layers together": ({"allocation": "model"}, (2, 3)),
+    "BAQ, layers apart": ({"allocation": "layer"}, (2, 3)),
+    "BAQ, ranges not searched": ({"clip": False}, (2, 3)),
 }
 # label -> the package and its arguments
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,20 +99,22 @@ def peer_cells(model: str) -> Iterator[Cell]:
 
 
 def our_cells(model: str, lines: list[dict[str, str]]) -> Iterator[Cell]:
-    """Ours at whole and half averages, at the bits of every peer measured so far, and the authors'
-    allocation."""
-    others = {one["true_bits"] for one in lines if one["method"] not in (OURS, PAPER, PLAIN)}
+    """Ours at whole and half averages, at the bits of every peer measured so far, and without one
+    or another of its parts."""
+    own = (OURS, PLAIN, *VARIANTS)
+    others = {one["true_bits"] for one in lines if one["method"] not in own}
     for bits in sorted({*AVERAGES, *map(float, others)}):
         yield Cell(model, OURS, bits)
-    for bits in WIDTHS:
-        yield Cell(model, PAPER, bits, {"allocation": "paper"})
+    for label, (options, averages) in VARIANTS.items():
+        for bits in averages:
+            yield Cell(model, label, bits, options)
 
 
 def quantize(cell: Cell, subject: Subject, python: str, work: Path) -> Quantized:
     """Do what a cell says."""
     if cell.method == PLAIN:
         return Quantized(subject.load(), 32, 0.0)
-    if cell.method in (OURS, PAPER):
+    if cell.method in (OURS, *VARIANTS):
         return ours(subject, cell.bits, work, **cell.options)
     if "name" in cell.options:
         return peer(subject, int(cell.bits), python=python, work=work, **cell.options)

@@ -206,4 +206,5 @@ def test_report_puts_ours_at_the_same_bits_beside_a_peer(monkeypatch):
     assert "RTN" not in table
     assert table.count("\n| 2 |") == 1
     cells = [cell.bits for cell in quantization_quality.our_cells("llama", lines)]
-    assert cells == [2, 2.0594, 2.5, 3, 4, 2, 3, 4]
+    # ours, then the authors' allocation and one width at whole bits, and three more at two
+    assert cells == [2, 2.0594, 2.5, 3, 4, *(2, 3, 4) * 2, *(2, 3) * 3]
