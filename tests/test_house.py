@@ -30,12 +30,15 @@ ALLOWED = {
     "ops": {"functional"},
     "optim": {"functional"},
     "generation": {"functional"},
+    "losses": {"functional", "catalog"},
+    "metrics": set(),
     "quantization": BASE,
     "registration": {"catalog", "attention", "quantization"},
     "coverage": BASE | {"attention", "registration"},
-    "training": BASE | {"attention", "optim", "quantization", "registration"},
+    "training": BASE | {"attention", "losses", "metrics", "optim", "quantization", "registration"},
     "demo": BASE | {"attention", "registration", "training"},
-    "cli": BASE | {"attention", "quantization", "registration", "coverage", "training", "demo"},
+    "cli": BASE
+    | {"attention", "losses", "quantization", "registration", "coverage", "training", "demo"},
 }
 KNOWS_TRANSFORMERS = {
     "data",

@@ -5,31 +5,53 @@ from hf_softext.functional.chunked_attention import chunked_attention
 from hf_softext.functional.extended_sum import ExtendedSum
 from hf_softext.functional.fused_attention import fused_attention
 from hf_softext.functional.gaussian import gaussian_attention, gaussian_kernel
+from hf_softext.functional.gradient_alignment import align_gradients
+from hf_softext.functional.gram_spherical import gram_standardized
+from hf_softext.functional.label_dp import (
+    bag_risk,
+    optimal_bag_size,
+    private_bag_means,
+    release_epsilon,
+)
 from hf_softext.functional.linear_logsumexp import linear_logsumexp
+from hf_softext.functional.linear_loss import linear_loss
 from hf_softext.functional.low_rank_gaussian import low_rank_gaussian
 from hf_softext.functional.masked_softmax import masked_softmax
 from hf_softext.functional.newton_pinv import newton_pinv
 from hf_softext.functional.perp_grad import project_out
+from hf_softext.functional.shifted_exp import shifted_exp_
+from hf_softext.functional.soft_topk import soft_topk
 from hf_softext.functional.softmax_collapse import softmax_collapse
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
+from hf_softext.functional.unit_rows import unit_rows
 
 __all__ = [
     "ExtendedSum",
+    "align_gradients",
+    "bag_risk",
     "chunked_attention",
     "fused_attention",
     "gaussian_attention",
     "gaussian_kernel",
+    "gram_standardized",
     "linear_logsumexp",
+    "linear_loss",
     "log_softplus",
     "log_stablemax",
     "low_rank_gaussian",
     "masked_softmax",
     "newton_pinv",
+    "optimal_bag_size",
+    "private_bag_means",
     "project_out",
+    "release_epsilon",
     "sharpen",
+    "shifted_exp_",
+    "soft_topk",
     "softmax_collapse",
     "softplus_normalize",
     "stablemax",
     "stablemax_logits",
+    "unit_rows",
 ]

@@ -1,52 +1,6 @@
-"""The catalogue: one row for every published method that works here. Pure data, imports nothing
-heavy."""
+"""Rows of the catalogue: attention, optimizers, ops, quantization."""
 
-import difflib
-import importlib
-from dataclasses import dataclass
-from typing import Any
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method was published."""
-
-    title: str
-    authors: str
-    year: int
-    arxiv: str
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the catalogue.
-
-    Attributes:
-        name: what the user types.
-        family: what the method is: "attention" is a name for `attn_implementation=`,
-            "quantization" a config for `quantization_config=`.
-        summary: one line, no full stop.
-        paper: the publication.
-        path: "module:attribute" of the implementation.
-        usage: the line of Python that switches it on.
-        status: "stable" or "experimental".
-        extra: the optional dependency group that it needs, if any.
-    """
-
-    name: str
-    family: str
-    summary: str
-    paper: Paper
-    path: str
-    usage: str
-    status: str = "stable"
-    extra: str | None = None
-
-    def load(self) -> Any:
-        """Import and return the implementation."""
-        module, _, attribute = self.path.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
+from hf_softext.catalog.row import Method, Paper
 
 _SOFTPLUS = Paper(
     title=(
@@ -92,7 +46,7 @@ _SOFT_NORM = Paper(
 
 _ATTENTION = 'from_pretrained(..., attn_implementation="{}")'
 
-CATALOG: tuple[Method, ...] = (
+ROWS: tuple[Method, ...] = (
     Method(
         name="softplus",
         family="attention",
@@ -159,28 +113,3 @@ CATALOG: tuple[Method, ...] = (
         usage="from_pretrained(..., quantization_config=BaqConfig(bits=2.5, dataset=...))",
     ),
 )
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of an error message: the nearest known word if there is one, then all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
-
-
-def methods(family: str | None = None) -> list[Method]:
-    """The rows of one family, or all of them."""
-    return [row for row in CATALOG if family in (None, row.family)]
-
-
-def find(name: str, family: str | None = None) -> Method:
-    """The row called `name`.
-
-    Raises:
-        ValueError: no such row; the message suggests the nearest one.
-    """
-    rows = {row.name: row for row in methods(family)}
-    if not isinstance(name, str) or name not in rows:
-        kind = "method" if family is None else f"{family} method"
-        raise ValueError(f"Unknown {kind} {name!r}.{did_you_mean(str(name), list(rows))}")
-    return rows[name]
