@@ -35,8 +35,16 @@ def print_info(name: str) -> None:
             default = "from the model" if spec.default is None else str(spec.default)
             table.add_row(parameter, default, spec.describe())
         console.print(table)
-    else:
-        console.print(inspect.getdoc(implementation), markup=False)
+        return
+    if row.family == "loss":
+        from hf_softext.losses.base import parameters
+
+        console.print(f"for {', '.join(sorted(implementation.kinds))} problems", markup=False)
+        table = Table("argument", "default", box=None)
+        for argument, default in parameters(implementation).items():
+            table.add_row(argument, repr(default))
+        console.print(table)
+    console.print(inspect.getdoc(implementation), markup=False)
 
 
 def print_env() -> None:

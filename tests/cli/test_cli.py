@@ -7,6 +7,7 @@ import transformers as hf
 
 from hf_softext.catalog import CATALOG
 from hf_softext.cli import main
+from hf_softext.losses.base import parameters
 from tests.training.conftest import bert_folder, texts  # noqa: F401  fixtures
 
 
@@ -37,7 +38,8 @@ def test_info_shows_the_paper_and_every_parameter(row, softext):
     assert status == 0
     assert row.paper.title in out
     assert row.usage in out
-    assert all(name in out for name in getattr(row.load(), "parameters", {}))
+    known = {"attention": lambda: row.load().parameters, "loss": lambda: parameters(row.load())}
+    assert all(name in out for name in known.get(row.family, dict)())
 
 
 def test_env_names_versions(softext):
