@@ -1,0 +1,132 @@
+"""What a loss needs of a model and of a dataset, looked at before anything runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from hf_softext.losses import SoftextLoss, list_losses
+from hf_softext.training.problem import problem_kinds
+
+# what a batch may bring for a loss, and how to have it
+WHERE = {
+    "sample_index": "the position of each sample in the training set",
+    "bag_id": "an integer for each sample: the bag that it is in",
+    "teacher_logits": "the teacher's logits for each sample, or use DistillationTrainer",
+    "teacher_tough": "the tough teacher's prediction for each sample",
+    "teacher_tolerant": "the tolerant teacher's prediction for each sample",
+    "sample_weight": "what each sample counts",
+}
+
+
+def check_kind(loss: SoftextLoss, model: Any, dataset: Any = None) -> None:
+    """Raise ValueError where a loss is for another kind of problem than the model."""
+    kinds = problem_kinds(model)
+    labels = first_labels(dataset)
+    if labels is not None and "token" not in kinds:
+        kinds &= _label_kinds(labels)
+    if not kinds & loss.kinds:
+        wanted = ", ".join(sorted(kinds)) or "nothing that its labels fit"
+        fitting = sorted({name for kind in kinds for name in list_losses(kind)})
+        raise ValueError(
+            f"loss {loss.name!r} is for {', '.join(sorted(loss.kinds))} problems; "
+            f"{type(model).__name__} with these labels is for {wanted}. Losses that fit: "
+            f"{', '.join(fitting)}."
+        )
+
+
+def check_columns(loss: SoftextLoss, dataset: Any, provided: frozenset[str], trainer: str) -> None:
+    """Raise ValueError where training would not have what the loss needs."""
+    columns = getattr(dataset, "column_names", None)
+    for name in sorted(loss.needs - provided):
+        if columns is None or name not in columns:
+            hint = f": {WHERE[name]}" if name in WHERE else ""
+            raise ValueError(
+                f"loss {loss.name!r} needs {name!r}, which {trainer} does not compute and "
+                f"train_dataset has no column of{hint}."
+            )
+
+
+def prepare_dataset(loss: SoftextLoss, dataset: Any) -> Any:
+    """Show the loss all training labels if it wants to see them, and number the samples.
+
+    Returns:
+        The dataset, with a column `sample_index` where the loss needs one and there is none.
+    """
+    if dataset is None:
+        return None
+    wants = "sample_index" in loss.needs
+    if (loss.fits or wants) and isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"loss {loss.name!r} must see the labels of the whole training set, and train_dataset "
+            "is a stream: use a dataset with a length."
+        )
+    if loss.fits:
+        loss.fit(all_labels(dataset))
+    if not wants:
+        return dataset
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:
+        return _Numbered(dataset)
+    if "sample_index" not in columns:
+        return dataset.add_column("sample_index", list(range(len(dataset))))
+    largest = max(dataset["sample_index"])
+    if largest >= len(dataset) or min(dataset["sample_index"]) < 0:
+        raise ValueError(
+            f"column 'sample_index' goes up to {largest} and train_dataset has {len(dataset)} "
+            "samples: number them from 0 after filtering, or leave the column out."
+        )
+    return dataset
+
+
+def first_labels(dataset: Any) -> Tensor | None:
+    """The labels of the first sample; None where they cannot be seen."""
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return None
+    if len(dataset) == 0:
+        return None
+    sample = dataset[0]
+    return _labels_of(sample) if isinstance(sample, dict) else None
+
+
+def all_labels(dataset: Any) -> Tensor:
+    """The labels of every sample, (N,) or (N, C)."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None:
+        for name in ("labels", "label", "label_ids"):
+            if name in columns:
+                return torch.as_tensor(list(dataset[name]))
+    labels = [_labels_of(dataset[index]) for index in range(len(dataset))]
+    if any(label is None for label in labels):
+        raise ValueError("train_dataset has samples without 'labels'.")
+    return torch.stack([label for label in labels if label is not None])
+
+
+def _labels_of(sample: dict[str, Any]) -> Tensor | None:
+    for name in ("labels", "label", "label_ids"):
+        if sample.get(name) is not None:
+            return torch.as_tensor(sample[name])
+    return None
+
+
+def _label_kinds(labels: Tensor) -> set[str]:
+    if not labels.is_floating_point():
+        # of each token, of each sample, or 0 and 1 of one logit
+        return {"multiclass", "token", "binary"}
+    several = labels.dim() > 0 and labels.numel() > 1
+    # shares of the classes are floats as well
+    return {"multilabel", "regression", "multiclass"} if several else {"regression", "binary"}
+
+
+class _Numbered(Dataset):
+    """Samples that know their position."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "sample_index": index}
