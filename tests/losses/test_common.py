@@ -1,0 +1,207 @@
+"""What every loss promises."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch.autograd import gradcheck
+
+from hf_softext.catalog import methods
+from hf_softext.losses import get_loss, list_losses
+from hf_softext.losses.base import parameters
+from tests.losses.cases import CASES
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+def value_and_gradient(case, loss, logits, labels, **given):
+    logits = logits.detach().requires_grad_()
+    value = loss(logits, labels, **{**case.extras(logits), **given})
+    (gradient,) = torch.autograd.grad(value, logits)
+    return value.detach(), gradient
+
+
+def test_every_loss_of_the_catalogue_has_a_row():
+    # bags are no rows: their loss has tests of its own
+    assert {case.name for case in CASES} | {"aggregate"} == {row.name for row in methods("loss")}
+    for kind in ("binary", "multiclass", "multilabel", "regression", "token"):
+        assert {case.name for case in CASES if case.kind == kind} <= set(list_losses(kind))
+
+
+@each
+def test_an_ignored_row_is_a_row_that_is_not_there(case):
+    logits, labels = case.logits(), case.labels()
+    poisoned = logits.detach().clone()
+    poisoned[5] = float("nan")
+    if "head_weight" not in case.extras(logits):
+        value, gradient = value_and_gradient(case, case.make(), poisoned, case.ignored(labels, 5))
+        assert (gradient[5] == 0).all()
+        short = {name: rows[:5] for name, rows in case.extras(logits.detach()).items()}
+        leaf = logits.detach()[:5].requires_grad_()
+        given = {**short, **{k: v[:5] for k, v in case.extras(_with(logits, leaf)).items()}}
+        expected = case.make()(leaf, labels[:5], **given)
+        torch.testing.assert_close(value, expected.detach())
+        torch.testing.assert_close(gradient[:5], torch.autograd.grad(expected, leaf)[0])
+
+
+def _with(logits, leaf):
+    """All logits, of which the first rows are the leaf's."""
+    return torch.cat([leaf, logits.detach()[len(leaf) :]])
+
+
+@each
+def test_nothing_that_counts_is_zero_with_a_gradient_of_zero(case):
+    labels = torch.full_like(case.labels(), -100)
+    logits = torch.full_like(case.logits(), float("nan"))
+    given = case.extras(case.logits().detach())
+    logits.requires_grad_()
+    value = case.make()(logits, labels, **given)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+@each
+def test_order_and_leading_dimensions_do_not_matter(case):
+    logits, labels = case.logits(), case.labels()
+    whole = case.make()(logits, labels, **case.extras(logits))
+    shaped = {
+        name: rows if name == "head_weight" else rows.reshape(2, 3, *rows.shape[1:])
+        for name, rows in case.extras(logits).items()
+    }
+    again = case.make()(logits.reshape(2, 3, -1), labels.reshape(2, 3, *labels.shape[1:]), **shaped)
+    torch.testing.assert_close(again, whole)
+    if case.name != "ensloss":  # a draw is dealt out by rank, ties and all, but not to the same row
+        order = torch.tensor([3, 0, 5, 1, 4, 2])
+        mixed = {
+            name: rows if name == "head_weight" else rows[order]
+            for name, rows in case.extras(logits).items()
+        }
+        torch.testing.assert_close(case.make()(logits[order], labels[order], **mixed), whole)
+
+
+@each
+def test_parts_of_a_step_add_up(case):
+    loss = case.make()
+    logits, labels = case.logits(), case.labels()
+    if not loss.decomposable:
+        with pytest.raises(ValueError, match="no sum over rows"):
+            loss(logits, labels, num_items=6, **case.extras(logits))
+        return
+    whole, gradient = value_and_gradient(case, case.make(), logits, labels)
+    leaf = logits.detach().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    extras = case.extras(leaf)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        some = {n: rows if n == "head_weight" else rows[part] for n, rows in extras.items()}
+        total = total + loss(leaf[part], labels[part], num_items=loss.count(labels), **some)
+    torch.testing.assert_close(total.detach(), whole)
+    torch.testing.assert_close(torch.autograd.grad(total, leaf)[0], gradient)
+
+
+@each
+def test_weights_of_one_change_nothing_and_of_zero_drop_a_row(case):
+    loss, logits, labels = case.make(), case.logits().detach(), case.labels()
+    extras = case.extras(logits)
+    if not loss.decomposable:
+        with pytest.raises(ValueError, match="sample_weight"):
+            loss(logits, labels, sample_weight=torch.ones(6), **extras)
+        return
+    plain = case.make()(logits, labels, **extras)
+    ones = case.make()(logits, labels, sample_weight=torch.ones(6), **extras)
+    torch.testing.assert_close(ones, plain)
+    weight = torch.tensor([1.0, 1, 1, 1, 1, 0])
+    some = {n: rows if n == "head_weight" else rows[:5] for n, rows in extras.items()}
+    torch.testing.assert_close(
+        case.make()(logits, labels, sample_weight=weight, **extras),
+        case.make()(logits[:5], labels[:5], **some),
+    )
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(case, dtype):
+    logits = case.logits().detach().to(dtype)
+    value, gradient = value_and_gradient(case, case.make(), logits, case.labels())
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    large = (logits.sign() * 1e4).to(dtype)
+    if case.given.get("tau", 1.0) >= 1.0:  # below, a hopeless row has no finite loss
+        value, gradient = value_and_gradient(case, case.make(), large, case.labels())
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+
+
+@each
+def test_gradient(case):
+    loss, labels = case.make(), case.labels()
+    if case.moves:
+        loss.eval()
+    logits = case.logits()
+    assert gradcheck(lambda z: loss(z, labels, **case.extras(z)), (logits,))
+
+
+@each
+def test_nan_stays_nan(case):
+    logits = case.logits().detach().clone()
+    logits[2, 0] = float("nan")
+    assert case.make()(logits, case.labels(), **case.extras(logits)).isnan()
+
+
+@each
+def test_config_state_and_copies_come_back(case):
+    loss, logits, labels = case.make(), case.logits().detach(), case.labels()
+    extras = case.extras(logits)
+    loss(logits, labels, **extras)
+    config = json.loads(json.dumps(loss.config()))
+    again = get_loss(**config)
+    assert again.config() == loss.config()
+    state = {name: value.contiguous() for name, value in loss.state_dict().items()}
+    again.load_state_dict(load(save(state)) if state else {})
+    copied = copy.deepcopy(loss)
+    expected = loss(logits, labels, **extras)
+    assert torch.equal(again(logits, labels, **extras), expected)
+    assert torch.equal(copied(logits, labels, **extras), expected)
+    assert set(parameters(type(loss))) >= {"ignore_index", "class_weight"} | set(case.given)
+
+
+@each
+def test_evaluation_changes_no_state(case):
+    loss, logits, labels = case.make().eval(), case.logits().detach(), case.labels()
+    before = copy.deepcopy(loss.state_dict())
+    first = loss(logits, labels, **case.extras(logits))
+    assert torch.equal(loss(logits, labels, **case.extras(logits)), first)
+    assert all(torch.equal(loss.state_dict()[name], value) for name, value in before.items())
+
+
+# torch's own tracing looks at the gradient of a tensor that has none, and makes a Function
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
+@each
+def test_compiled_it_is_the_same(case):
+    torch._dynamo.reset()
+    logits, labels = case.logits(), case.labels()
+    expected = value_and_gradient(case, case.make(), logits, labels)
+    # what is dropped has a size that only the data know, so the graph breaks there
+    compiled = torch.compile(case.make(), backend="eager")
+    found = value_and_gradient(case, compiled, logits, labels)
+    torch.testing.assert_close(found, expected)
+
+
+@each
+def test_wrong_labels_are_an_error(case):
+    loss, logits = case.make(), case.logits().detach()
+    extras = case.extras(logits)
+    if case.kind in ("multiclass", "token", "binary"):
+        with pytest.raises(ValueError, match=r"labels from .* do not fit"):
+            loss(logits, torch.full((6,), 7), **extras)
+    if case.kind == "multilabel":
+        with pytest.raises(ValueError, match="must be from 0 to 1"):
+            loss(logits, torch.full((6, 5), 2.0), **extras)
+    with pytest.raises(ValueError, match="do not fit"):
+        loss(logits, torch.zeros(4, dtype=torch.long), **extras)
+    for name in sorted(loss.needs):
+        with pytest.raises(ValueError, match=name):
+            loss(logits, case.labels(), **{k: v for k, v in extras.items() if k != name})
