@@ -31,7 +31,6 @@ ALLOWED = {
     "optim": {"functional"},
     "generation": {"functional"},
     "losses": {"functional", "catalog"},
-    "metrics": set(),
     "quantization": BASE,
     "registration": {"catalog", "attention", "quantization"},
     "coverage": BASE | {"attention", "registration"},
