@@ -19,6 +19,7 @@ _LAZY = {
     "BaqLinear": "hf_softext.quantization.baq.linear",
     "BaqQuantizer": "hf_softext.quantization.baq.quantizer",
     "CausalLMArguments": "hf_softext.training.causal_lm_arguments",
+    "ClassifierArguments": "hf_softext.training.classifier_arguments",
     "PerpGradCallback": "hf_softext.training.perp_grad",
     "SoftAttention": "hf_softext.attention.soft_module",
     "SoftextTrainer": "hf_softext.training.softext_trainer",
@@ -37,6 +38,7 @@ _LAZY = {
     "register": "hf_softext.registration",
     "size_report": "hf_softext.quantization.baq.size",
     "stablemax_decoding": "hf_softext.generation.stablemax",
+    "train_classifier": "hf_softext.training.classifier",
     "train_causal_lm": "hf_softext.training.causal_lm",
     "verify_attention": "hf_softext.attention.verify",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "BaqLinear",
     "BaqQuantizer",
     "CausalLMArguments",
+    "ClassifierArguments",
     "PerpGradCallback",
     "SoftAttention",
     "SoftextTrainer",
@@ -68,6 +71,7 @@ __all__ = [
     "size_report",
     "stablemax_decoding",
     "train_causal_lm",
+    "train_classifier",
     "verify_attention",
 ]
 

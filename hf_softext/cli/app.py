@@ -161,6 +161,22 @@ def coverage(
 
 
 @train.command(
+    "classifier",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train_classifier(context: typer.Context) -> None:
+    """Train a text classifier with a loss by name: [CONFIG.yaml] [--name value].
+
+    `softext train classifier --help` lists every argument. Several processes:
+    `accelerate launch trainers/train_classifier.py`.
+    """
+    from hf_softext.cli import train as commands
+
+    commands.classifier(context.args)
+
+
+@train.command(
     "causal-lm",
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

@@ -3,6 +3,8 @@
 from hf_softext.training.arguments import parse_arguments
 from hf_softext.training.causal_lm import train_causal_lm
 from hf_softext.training.causal_lm_arguments import CausalLMArguments
+from hf_softext.training.classifier import train_classifier
+from hf_softext.training.classifier_arguments import ClassifierArguments
 
 
 def causal_lm(words: list[str]) -> None:
@@ -14,5 +16,18 @@ def causal_lm(words: list[str]) -> None:
     usage = "softext train causal-lm [CONFIG.yaml] [--name value ...]"
     args = parse_arguments(CausalLMArguments, words, usage)
     result = train_causal_lm(args)
+    if args.process_index == 0:
+        print(result.summary())
+
+
+def classifier(words: list[str]) -> None:
+    """Train a text classifier and print how it scored.
+
+    Args:
+        words: `[CONFIG.yaml] [--name value ...]`.
+    """
+    usage = "softext train classifier [CONFIG.yaml] [--name value ...]"
+    args = parse_arguments(ClassifierArguments, words, usage)
+    result = train_classifier(args)
     if args.process_index == 0:
         print(result.summary())

@@ -6,14 +6,13 @@ import shutil
 import warnings
 from copy import copy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Trainer, default_data_collator, set_seed
+from transformers import default_data_collator, set_seed
 
 from hf_softext.attention.record import BLOCK
 from hf_softext.data.texts import read_corpus
@@ -34,9 +33,10 @@ from hf_softext.training.extrapolation import (
     loss_by_length,
     passkey_accuracy,
 )
+from hf_softext.training.loss_state import forget_loss
 from hf_softext.training.model_card import write_causal_lm_card
-from hf_softext.training.next_token_loss import next_token_loss
 from hf_softext.training.passkey import PasskeyTask
+from hf_softext.training.softext_trainer import SoftextTrainer
 from hf_softext.version import __version__
 
 RESULTS = "eval_results.json"
@@ -50,6 +50,8 @@ _IDENTITY = [
     "tokenizer",
     "attention",
     "attention_parameters",
+    "loss",
+    "loss_kwargs",
     "data",
     "data_config",
     "column",
@@ -142,14 +144,13 @@ def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
     use_cache = getattr(model.config, "use_cache", None)
     with args.main_process_first(desc="claiming the work folder"):
         claim(work, args, _IDENTITY)
-    trainer = Trainer(
+    trainer = SoftextTrainer(
         model=model,
         args=args,
         train_dataset=rows,
         eval_dataset=Windows(test[: args.test_tokens], args.length),
         data_collator=default_data_collator,
         processing_class=tokenizer,
-        compute_loss_func=partial(next_token_loss, label_smoothing=args.label_smoothing_factor),
     )
     train_to_end(trainer, work)
 
@@ -172,6 +173,7 @@ def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
     if trainer.is_world_process_zero():
         # a pickle that says nothing the card does not
         (staged / "training_args.bin").unlink(missing_ok=True)
+        forget_loss(staged)
         facts = _facts(args, trainer, len(train), len(test))
         _write_results(staged / RESULTS, facts, result)
         write_causal_lm_card(staged, final.name, facts, losses, passkeys)
@@ -226,11 +228,6 @@ def _build(args: CausalLMArguments, tokenizer: Any, longest: int) -> tuple[Any, 
         given = args.overrides()
         config = fresh_config(args.model_type or "", args.config, given, tokenizer, longest)
         model, stored = transformers.AutoModelForCausalLM.from_config(config), torch.float32
-    if getattr(model.config, "output_router_logits", False):
-        raise ValueError(
-            "output_router_logits=True in the config asks for the auxiliary loss of the model's "
-            "own loss, which is not used here: set it to false in config_overrides."
-        )
     set_attention(model, args.attention, args.method_parameters())
     return model, stored
 
@@ -247,6 +244,7 @@ def _facts(
         "base_model": args.model if args.model and not Path(args.model).exists() else None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "attention": attention,
+        "loss": trainer.loss.config(),
         "attention_block": block if block.get("attention") == attention else None,
         "data": describe_source(args.data or ""),
         "train_tokens": train_tokens,

@@ -7,10 +7,11 @@ import torch
 from transformers import TrainingArguments
 
 from hf_softext.training.arguments import json_object
+from hf_softext.training.softext_arguments import SoftextArguments
 
 
 @dataclass
-class CausalLMArguments(TrainingArguments):
+class CausalLMArguments(SoftextArguments, TrainingArguments):
     """`TrainingArguments` with what to train, on what, and at which lengths to test it.
 
     `data`, `output_dir` and one of `model`, `config` and `model_type` are needed.

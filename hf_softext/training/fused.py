@@ -38,6 +38,7 @@ class FusedHead:
         self.scale = getattr(text, "logit_scale", None) or 1.0
         self.scale /= getattr(text, "logits_scaling", None) or 1.0
         self._hidden: Tensor | None = None
+        self._autocast: Any = None
         self._given: dict[str, Any] | None = None
         self._verified = False
         self._hook: Any = None
@@ -82,7 +83,9 @@ class FusedHead:
         if self._verified:
             return None
         found: list[Tensor] = []
-        hook = self.head.register_forward_hook(lambda _, given, __: found.append(given[0]))
+        hook = self.head.register_forward_hook(
+            lambda _, given, made: found.extend((given[0], made))
+        )
         try:
             devices = [inputs_device] if (inputs_device := self._cuda()) is not None else []
             # dropout draws from the same numbers afterwards
@@ -90,7 +93,7 @@ class FusedHead:
                 logits = model(**inputs)["logits"].detach()
         finally:
             hook.remove()
-        if len(found) != 1 or found[0].shape[:-1] != logits.shape[:-1]:
+        if len(found) != 2 or found[0].shape[:-1] != logits.shape[:-1]:
             return "the output layer is not called once for all positions"
         weight = self.head.weight
         if hasattr(weight, "full_tensor"):
@@ -102,7 +105,9 @@ class FusedHead:
         if self.softcap is not None:
             expected = self.softcap * torch.tanh(expected / self.softcap)
         actual = logits.reshape(-1, logits.shape[-1])[:64].float()
-        tolerance = 1e-4 if hidden.dtype == torch.float32 else 3e-2
+        # under autocast the layer's output is in half precision
+        full = hidden.dtype == found[1].dtype == torch.float32
+        tolerance = 1e-4 if full else 3e-2
         scale = expected.abs().max().clamp(min=1.0)
         if actual.shape != expected.shape or (actual - expected).abs().max() > tolerance * scale:
             return (
@@ -134,6 +139,11 @@ class FusedHead:
 
     def _catch(self, hidden: Tensor) -> Tensor:
         self._hidden = hidden
+        device = hidden.device.type
+        # which ends before the hook that computes the loss
+        self._autocast = torch.autocast(
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        )
         # something for the model to cap and scale
         return hidden[..., :1]
 
@@ -141,15 +151,16 @@ class FusedHead:
         if self._given is None or self._hidden is None:
             return None
         given = dict(self._given)
-        loss = loss_of_linear(
-            self.loss,
-            self._hidden,
-            self.head.weight,
-            given.pop("labels"),
-            bias=self.head.bias,
-            scale=self.scale,
-            softcap=self.softcap,
-            **given,
-        )
+        with self._autocast:
+            loss = loss_of_linear(
+                self.loss,
+                self._hidden,
+                self.head.weight,
+                given.pop("labels"),
+                bias=self.head.bias,
+                scale=self.scale,
+                softcap=self.softcap,
+                **given,
+            )
         rest = {name: value for name, value in output.items() if name not in ("loss", "logits")}
         return type(output)(loss=loss, **rest)

@@ -47,3 +47,9 @@ def load_loss(loss: SoftextLoss, folder: str | Path) -> None:
             f"{folder} has no {STATE}, and {loss.name!r} has a state: start without "
             "resume_from_checkpoint."
         )
+
+
+def forget_loss(folder: str | Path) -> None:
+    """Leave a finished model without what only a resume would need."""
+    for name in (CONFIG, STATE):
+        (Path(folder) / name).unlink(missing_ok=True)

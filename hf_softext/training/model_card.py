@@ -64,6 +64,7 @@ last part of `{data}`, which this training did not see.
 {losses}
 {passkeys}
 - attention block in `config.json`: `{attention_block}`
+- trained with the loss `{loss}`; the losses above are cross-entropy
 - {steps} steps of {windows_in_a_step} windows, peak learning rate {learning_rate:g}, seed {seed}, \
 {train_tokens:,} tokens to
   train on, {held_out_tokens:,} held out; {passkey_share:.0%} of the windows hid a number and \
@@ -112,7 +113,8 @@ def write_causal_lm_card(
     row = {row.name: row for row in methods("attention")}.get(facts["attention"])
     trained_at = facts["length"]
     text = _CAUSAL_LM.format(
-        **{k: v for k, v in facts.items() if k not in ("attention_block", "base_model")},
+        **{k: v for k, v in facts.items() if k not in ("attention_block", "base_model", "loss")},
+        loss=facts["loss"]["name"],
         folder=name,
         tags="" if row is None else f"tags:\n- hf_softext\n- {row.name}\n",
         attention_block=json.dumps(facts["attention_block"]),

@@ -17,8 +17,9 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hf_softext.training import causal_lm
 from hf_softext.training.causal_lm import train_causal_lm
 from hf_softext.training.causal_lm_arguments import CausalLMArguments
+from hf_softext.training.compute_loss_func import make_compute_loss_func
 from hf_softext.training.extrapolation import loss_by_length
-from hf_softext.training.next_token_loss import next_token_loss
+from hf_softext.training.softext_trainer import SoftextTrainer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = str(ROOT / "trainers" / "train_causal_lm.py")
@@ -202,15 +203,16 @@ def test_interrupted_run_continues_to_the_same_weights(text, tmp_path, monkeypat
     given |= {"attention": "softplus", "lr_scheduler_type": "constant_with_warmup"}
     train_causal_lm(arguments(tmp_path / "whole", text, **given))
     calls = []
+    step = SoftextTrainer.compute_loss
 
     def stop_at_the_sixth(*args, **kwargs):
         calls.append(args)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return next_token_loss(*args, **kwargs)
+        return step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(causal_lm, "next_token_loss", stop_at_the_sixth)
+        patch.setattr(SoftextTrainer, "compute_loss", stop_at_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             train_causal_lm(arguments(tmp_path / "cut", text, **given))
     assert not (tmp_path / "cut").exists()
@@ -322,10 +324,10 @@ def test_loss_is_shifted_and_divided_also_where_the_model_does_neither():
     outputs = model(ids)
     logits, targets = outputs.logits[:, :-1].reshape(-1, 20), labels[:, 1:].flatten()
     mean = F.cross_entropy(logits, targets)
-    torch.testing.assert_close(next_token_loss(outputs, labels), mean)
-    torch.testing.assert_close(
-        next_token_loss(outputs, labels, num_items_in_batch=30), mean * 15 / 30
-    )
-    assert next_token_loss(outputs, torch.full_like(ids, -100)) == 0
+    loss = make_compute_loss_func("ce", model)
+    torch.testing.assert_close(loss(outputs, labels), mean)
+    torch.testing.assert_close(loss(outputs, labels, num_items_in_batch=30), mean * 15 / 30)
+    assert loss(outputs, torch.full_like(ids, -100)) == 0
     smooth = LabelSmoother(epsilon=0.1)(outputs, labels, shift_labels=True)
-    torch.testing.assert_close(next_token_loss(outputs, labels, label_smoothing=0.1), smooth)
+    smoothed = make_compute_loss_func("ce", model, label_smoothing=0.1)
+    torch.testing.assert_close(smoothed(outputs, labels), smooth)

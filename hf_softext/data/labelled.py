@@ -1,0 +1,123 @@
+"""Labelled texts, from files and datasets."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, load_dataset
+
+_READERS = {
+    ".jsonl": Dataset.from_json,
+    ".json": Dataset.from_json,
+    ".csv": Dataset.from_csv,
+    ".tsv": lambda path: Dataset.from_csv(path, sep="\t"),
+    ".parquet": Dataset.from_parquet,
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a dataset are.
+
+    Attributes:
+        kind: "single_label_classification", "multi_label_classification" or "regression", as a
+            model's `problem_type`.
+        names: of the classes, in the order of their numbers; empty for a regression.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+
+    def encode(self, label: Any) -> Any:
+        """A label as a model takes it: a number, or a float for each class.
+
+        Raises:
+            ValueError: a class that is not known.
+        """
+        if self.kind == "regression":
+            return float(label)
+        if self.kind == "single_label_classification":
+            return self._number(label)
+        found = {self._number(one) for one in label}
+        return [float(index in found) for index in range(len(self.names))]
+
+    def _number(self, label: Any) -> int:
+        name = str(label)
+        if name not in self.names:
+            raise ValueError(
+                f"label {label!r} is none of the {len(self.names)} classes of the training data: "
+                f"{', '.join(self.names[:5])}, ..."
+            )
+        return self.names.index(name)
+
+
+def read_labelled(
+    data: str, text: str, label: str, *, config: str | None = None, split: str = "train"
+) -> Dataset:
+    """Read labelled texts.
+
+    Args:
+        data: a .jsonl, .json, .csv, .tsv or .parquet file, or the name of a dataset.
+        text: the column of the texts.
+        label: the column of the labels: names, numbers, or lists of either.
+        config: the configuration of a dataset, where it has several.
+        split: the split of a dataset.
+
+    Returns:
+        A dataset with the columns "text" and "label"; classes that a dataset numbers have their
+        names.
+
+    Raises:
+        FileNotFoundError: neither a file nor a dataset that can be loaded.
+        ValueError: an unknown kind of file, a missing column, a row without label, or no row.
+    """
+    path = Path(data)
+    if path.is_file() or path.suffix in _READERS:
+        if not path.is_file():
+            raise FileNotFoundError(f"data={data!r} is not a file.")
+        if path.suffix not in _READERS:
+            raise ValueError(f"data={data!r}: use one of {', '.join(_READERS)}.")
+        rows: Any = _READERS[path.suffix](str(path))
+    else:
+        try:
+            rows = load_dataset(data, config, split=split)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"data={data!r} is not a file here, and could not be loaded as a dataset: {error}"
+            ) from error
+    for name, column in (("text_column", text), ("label_column", label)):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"{name}={column!r} is not a column of {data!r}: it has "
+                f"{', '.join(rows.column_names)}."
+            )
+    numbered = rows.features[label]
+    labels = rows[label]
+    if isinstance(numbered, ClassLabel):
+        labels = [numbered.int2str(one) for one in labels]
+    labels = list(labels)
+    empty = [index for index, one in enumerate(labels) if one is None]
+    if empty or not labels:
+        what = f"no label in row {empty[0]}" if empty else "no rows"
+        raise ValueError(f"data={data!r} has {what} (label_column={label!r}).")
+    texts = ["" if one is None else str(one) for one in rows[text]]
+    return Dataset.from_dict({"text": texts, "label": labels})
+
+
+def find_labels(labels: Iterable[Any], names: Iterable[str] | None = None) -> Labels:
+    """What labels are: lists are multi-label, fractions a regression, all else classes.
+
+    Args:
+        labels: of the training data.
+        names: of the classes, where a model has them already.
+    """
+    found = list(labels)
+    several = any(isinstance(one, list | tuple) for one in found)
+    if any(isinstance(one, float) and not float(one).is_integer() for one in found):
+        return Labels("regression", ())
+    flat = [one for row in found for one in row] if several else found
+    # numbers in their order, and not 10 before 2
+    unique = sorted(set(flat), key=lambda one: (isinstance(one, str), one))
+    kind = "multi_label_classification" if several else "single_label_classification"
+    return Labels(kind, tuple(map(str, unique)) if names is None else tuple(names))
