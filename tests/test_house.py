@@ -31,6 +31,7 @@ ALLOWED = {
     "optim": {"functional"},
     "generation": {"functional"},
     "losses": {"functional", "catalog"},
+    "metrics": set(),
     "quantization": BASE,
     "registration": {"catalog", "attention", "quantization"},
     "coverage": BASE | {"attention", "registration"},
@@ -42,6 +43,7 @@ ALLOWED = {
 KNOWS_TRANSFORMERS = {
     "data",
     "generation",
+    "metrics",
     "quantization",
     "registration",
     "coverage",
