@@ -47,8 +47,13 @@ def select_rows(
             something missing that the loss needs.
         TypeError: labels or logits of a wrong dtype.
     """
-    if not logits.is_floating_point() or logits.dim() == 0:
-        raise TypeError(f"logits are {logits.dtype} and have {logits.dim()} dimensions.")
+    if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+        raise TypeError(
+            f"logits and labels must be tensors, and are {type(logits).__name__} and "
+            f"{type(labels).__name__}."
+        )
+    if not logits.is_floating_point() or logits.dim() == 0 or logits.shape[-1] == 0:
+        raise TypeError(f"logits of {logits.dtype} and shape {tuple(logits.shape)} are none.")
     labels, lead, classes = labels.to(logits.device), logits.shape[:-1], logits.shape[-1]
     values = labels.is_floating_point() or classes == 1
     if labels.shape != lead and not (values and labels.shape == logits.shape):
@@ -64,7 +69,8 @@ def select_rows(
     y = y[:, 0] if y.dim() == 2 and not y.is_floating_point() else y
     valid = y != loss.ignore_index
     valid = valid if y.dim() == 1 else valid.any(-1)
-    weight = weight.reshape(len(valid), -1)[valid].squeeze(-1).to(z.dtype)
+    columns = has_columns(labels) and loss.elementwise and classes > 1
+    weight = weight.reshape((-1, classes) if columns else (-1,))[valid].to(z.dtype)
     z, y = z[valid], y[valid]
     if y.dim() == 2 and loss.elementwise:
         # an ignored element of a row that counts, where 0 * NaN would be NaN in the gradient

@@ -117,6 +117,11 @@ class SoftextLoss(nn.Module):
                 weight = weight * classes[labels.long().clamp(0, last)]
         if sample_weight is not None:
             own = sample_weight.to(labels.device).float()
+            if own.shape != labels.shape[: own.dim()] or labels.dim() - own.dim() > columns:
+                raise ValueError(
+                    f"sample_weight of shape {tuple(own.shape)} does not fit labels of shape "
+                    f"{tuple(labels.shape)}: give one number for each row."
+                )
             weight = weight * own.reshape(own.shape + (1,) * (weight.dim() - own.dim()))
         return weight
 

@@ -28,7 +28,11 @@ def get_loss(name: str | SoftextLoss, **kwargs: Any) -> SoftextLoss:
     for keyword in kwargs:
         if keyword not in known:
             raise ValueError(f"loss {name!r} takes no {keyword!r}.{did_you_mean(keyword, known)}")
-    return kind(**kwargs)
+    try:
+        return kind(**kwargs)
+    except TypeError as error:
+        # such as a number that a YAML file has as text
+        raise ValueError(f"loss {name!r} with {kwargs}: a wrong type, {error}.") from error
 
 
 def list_losses(kind: str | None = None) -> list[str]:

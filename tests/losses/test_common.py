@@ -205,3 +205,23 @@ def test_wrong_labels_are_an_error(case):
     for name in sorted(loss.needs):
         with pytest.raises(ValueError, match=name):
             loss(logits, case.labels(), **{k: v for k, v in extras.items() if k != name})
+
+
+@each
+def test_an_empty_batch_is_zero(case):
+    logits = case.logits(0)
+    value = case.make()(logits, case.labels()[:0], **case.extras(logits))
+    assert value == 0
+    assert torch.autograd.grad(value, logits)[0].shape == logits.shape
+
+
+def test_mistakes_that_are_no_loss_in_particular():
+    loss, logits, labels = get_loss("ce"), torch.randn(4, 5), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(TypeError, match="must be tensors, and are Tensor and NoneType"):
+        loss(logits, None)
+    with pytest.raises(TypeError, match=r"shape \(4, 0\) are none"):
+        loss(logits[:, :0], labels)
+    with pytest.raises(ValueError, match=r"sample_weight of shape \(3,\) does not fit"):
+        loss(logits, labels, sample_weight=torch.ones(3))
+    with pytest.raises(ValueError, match=r"'ldr_kl' with \{'lam': '1e-3'\}: a wrong type"):
+        get_loss("ldr_kl", lam="1e-3")
