@@ -36,6 +36,8 @@ class SoftextLoss(nn.Module):
         stateful: whether training changes buffers of it.
         fits: whether `fit` must see the training labels first.
         needs: names of what `forward` must be given besides, in training.
+        collective: whether `over_batch` meets the other processes, and so must be called also
+            where no row counts.
     """
 
     name: ClassVar[str]
@@ -45,6 +47,7 @@ class SoftextLoss(nn.Module):
     stateful: ClassVar[bool] = False
     fits: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    collective: ClassVar[bool] = False
 
     class_weight: Tensor | None
 
@@ -168,7 +171,7 @@ class SoftextLoss(nn.Module):
         """
         with torch.autocast(logits.device.type, enabled=False):
             rows = select_rows(self, logits, labels, sample_weight, extras)
-            if rows.logits.numel() == 0:
+            if rows.logits.numel() == 0 and not self.collective:
                 # not logits.sum() * 0, which is NaN where an ignored row is
                 return rows.logits.sum()
             if not self.decomposable:

@@ -37,8 +37,8 @@ class DrIratLoss(SoftextLoss):
         loss at the logits; with them, L of the batch, with no average over steps.
 
         All in logarithms: losses of 1e4 stay finite. No gradient goes through the weights. M and
-        the mean are over all processes, which therefore must call it equally often; each must have
-        a row that counts.
+        the mean are over all processes, which therefore must call it equally often; a process
+        without a row that counts has a value of 0.
 
         Of the paper this is the weighting. Its lower level, an attack with a barrier through whose
         solution it differentiates, is left to the attack, without that derivative. Rows with wrong
@@ -54,6 +54,7 @@ class DrIratLoss(SoftextLoss):
     kinds = frozenset({"multiclass"})
     decomposable = False
     stateful = True
+    collective = True
     needs = frozenset({"perturbed_logits"})
 
     log_u: Tensor | None
@@ -92,6 +93,8 @@ class DrIratLoss(SoftextLoss):
         **extras: Any,
     ) -> Tensor:
         """A scalar for logits and perturbed_logits (N, C) and labels (N,)."""
+        if perturbed_logits is None and len(logits) == 0:
+            return logits.sum()
         if perturbed_logits is None:
             return self.loss.per_sample(logits, labels).mean()
         perturbed = like_logits("perturbed_logits", perturbed_logits, logits)
@@ -102,6 +105,9 @@ class DrIratLoss(SoftextLoss):
             log_u = self._average(log_mean)
             weight = (scaled - log_u).exp() * share
         surrogate = (weight * losses).sum()
+        if len(losses) == 0:
+            # called to meet the other processes; the logits get a gradient of 0
+            return surrogate + logits.sum()
         # the value of the objective, the gradient of the weighted sum
         return surrogate + (self.r * log_u - surrogate).detach()
 
@@ -137,7 +143,7 @@ class DrIratLoss(SoftextLoss):
 
 def _of_batch(scaled: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithm of the mean of the exponentials, and what a row is of the mean."""
-    share = scaled.new_tensor(1 / len(scaled))
+    share = scaled.new_tensor(1 / max(len(scaled), 1))
     return scaled.logsumexp(0) + share.log(), share
 
 
