@@ -103,20 +103,23 @@ def test_a_loss_for_the_stock_trainer(loss, kind, tmp_path):
     assert relative(stock[1], ours[1]) < 1e-5
 
 
+def run_two(program, *words):
+    """A module in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--standalone", "-m", program, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_fused_loss_of_a_sharded_model():
+    run_two("tests.training.sharded_loss")
+
+
 @pytest.mark.parametrize(("loss", "kind"), [("aldr_kl", "classes"), ("ce", "causal")])
 def test_two_processes_take_the_step_of_one(loss, kind, tmp_path):
     one = step(SoftextTrainer, kind, arguments(tmp_path / "one", 16, 1), loss=loss)
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    program += ["--standalone", "-m", "tests.training.loss_steps", str(tmp_path), loss, kind]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        program,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
+    run_two("tests.training.loss_steps", str(tmp_path), loss, kind)
     two = load_file(tmp_path / "gradient.safetensors")
     assert relative(two["gradient"], one[1]) < 1e-5
     assert two["loss"].item() == pytest.approx(one[0], rel=1e-5)
