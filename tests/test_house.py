@@ -25,7 +25,7 @@ ALLOWED = {
     "catalog": set(),
     "resume": set(),
     "functional": set(),
-    "data": set(),
+    "data": {"functional"},
     "attention": {"functional", "catalog"},
     "ops": {"functional"},
     "optim": {"functional"},

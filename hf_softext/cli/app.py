@@ -177,6 +177,22 @@ def train_classifier(context: typer.Context) -> None:
 
 
 @train.command(
+    "distill",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train_distilled(context: typer.Context) -> None:
+    """Train a text classifier with the answers of a teacher: [CONFIG.yaml] [--name value].
+
+    `softext train distill --help` lists every argument. Several processes:
+    `accelerate launch trainers/train_distilled.py`.
+    """
+    from hf_softext.cli import train as commands
+
+    commands.distill(context.args)
+
+
+@train.command(
     "causal-lm",
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

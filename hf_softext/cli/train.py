@@ -5,6 +5,7 @@ from hf_softext.training.causal_lm import train_causal_lm
 from hf_softext.training.causal_lm_arguments import CausalLMArguments
 from hf_softext.training.classifier import train_classifier
 from hf_softext.training.classifier_arguments import ClassifierArguments
+from hf_softext.training.distilled_classifier import DistilledArguments, train_distilled
 
 
 def causal_lm(words: list[str]) -> None:
@@ -29,5 +30,18 @@ def classifier(words: list[str]) -> None:
     usage = "softext train classifier [CONFIG.yaml] [--name value ...]"
     args = parse_arguments(ClassifierArguments, words, usage)
     result = train_classifier(args)
+    if args.process_index == 0:
+        print(result.summary())
+
+
+def distill(words: list[str]) -> None:
+    """Train a text classifier with a teacher and print how it scored.
+
+    Args:
+        words: `[CONFIG.yaml] [--name value ...]`.
+    """
+    usage = "softext train distill [CONFIG.yaml] [--name value ...]"
+    args = parse_arguments(DistilledArguments, words, usage)
+    result = train_distilled(args)
     if args.process_index == 0:
         print(result.summary())

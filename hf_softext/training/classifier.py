@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,12 @@ from hf_softext.version import __version__
 
 RESULTS = "eval_results.json"
 
-# what makes two runs the same, so that one can continue the other
+# what makes two runs the same, so that one can continue the other, as far as a run has it
 _IDENTITY = [
     "model",
+    "teacher",
+    "aux_head",
+    "align_gradients",
     "data",
     "data_config",
     "test_data",
@@ -83,7 +87,9 @@ class ClassifierResult:
         return f"{scores}\nsaved in {self.folder}"
 
 
-def train_classifier(args: ClassifierArguments) -> ClassifierResult:
+def train_classifier(
+    args: ClassifierArguments, make_trainer: Callable[..., SoftextTrainer] = SoftextTrainer
+) -> ClassifierResult:
     """Train a text classifier with a loss by name.
 
     Work in progress lies in `<output_dir>.partial`; a run that was interrupted continues there
@@ -91,7 +97,9 @@ def train_classifier(args: ClassifierArguments) -> ClassifierResult:
     a rename: the model, its tokenizer, a model card, and `eval_results.json`.
 
     Args:
-        args: `model`, `data` and `output_dir` say what; the rest has defaults.
+        args: `model`, `data` and `output_dir` say what; the rest has defaults. Where they have a
+            `teacher`, its classes decide the order of the labels.
+        make_trainer: what is called for a Trainer, with the keywords of `SoftextTrainer`.
 
     Returns:
         Where the checkpoint is and how it scored.
@@ -114,14 +122,14 @@ def train_classifier(args: ClassifierArguments) -> ClassifierResult:
     with args.main_process_first(desc="reading the data"):
         train, test = _read(args)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        labels = _labels(source, train)
+        labels = _labels(getattr(args, "teacher", None) or source, train)
         rows, held_out = (_encode(part, tokenizer, labels, args) for part in (train, test))
 
     set_seed(args.seed)
     model, stored = _build(args, labels)
     with args.main_process_first(desc="claiming the work folder"):
-        claim(work, args, _IDENTITY)
-    trainer = SoftextTrainer(
+        claim(work, args, [name for name in _IDENTITY if hasattr(args, name)])
+    trainer = make_trainer(
         model=model,
         args=args,
         train_dataset=rows,
@@ -210,9 +218,10 @@ def _facts(
     args: ClassifierArguments, trainer: Any, labels: Labels, train: int, test: int
 ) -> dict[str, Any]:
     """What was done, for the results and the card."""
-    source = needed(args, "model")
+    source, teacher = needed(args, "model"), getattr(args, "teacher", None)
+    taught = f", taught by {describe_source(teacher)}" if teacher else ""
     return {
-        "source": describe_source(source),
+        "source": describe_source(source) + taught,
         "base_model": None if Path(source).exists() else source,
         "attention": trainer.accelerator.unwrap_model(trainer.model).config._attn_implementation,
         "loss": trainer.loss.config(),

@@ -13,9 +13,11 @@ from hf_softext.training.problem import problem_kinds
 WHERE = {
     "sample_index": "the position of each sample in the training set",
     "bag_id": "an integer for each sample: the bag that it is in",
-    "teacher_logits": "the teacher's logits for each sample, or use DistillationTrainer",
-    "teacher_tough": "the tough teacher's prediction for each sample",
-    "teacher_tolerant": "the tolerant teacher's prediction for each sample",
+    "teacher_logits": "the teacher's logits for each sample, or give DistillationTrainer a teacher",
+    "teacher_tough": "the tough teacher's prediction, or give DistillationTrainer that teacher",
+    "teacher_tolerant": "the tolerant teacher's prediction, or give DistillationTrainer that one",
+    "aux_logits": "logits of a second head, which DistillationTrainer makes",
+    "perturbed_logits": "logits of inputs under attack, which AdversarialTrainer finds",
     "sample_weight": "what each sample counts",
 }
 

@@ -1,6 +1,6 @@
 """A Trainer that takes its loss by name, and gets the numbers right."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class SoftextTrainerMixin:
     # losses are divided here; see `compute_loss`
     loss_is_scaled_for_ga: bool | None = True
     # what this trainer computes of that which losses need
-    provides: ClassVar[frozenset[str]] = frozenset({"features", "head_weight", "sample_index"})
+    provides: frozenset[str] = frozenset({"features", "head_weight", "sample_index"})
 
     def __init__(
         self: Any,
