@@ -36,6 +36,13 @@ class SoftextArguments:
         default=False,
         metadata={"help": "Log how much of a batch cross-entropy can hardly learn from."},
     )
+    report: bool = field(
+        default=False,
+        metadata={
+            "help": "Write report.html, with every curve that was logged, wherever the "
+            "model is saved."
+        },
+    )
 
     def loss_arguments(self) -> dict[str, Any]:
         """The parsed `loss_kwargs`."""

@@ -1,5 +1,6 @@
 """A Trainer that takes its loss by name, and gets the numbers right."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hf_softext.training.loss_state import load_loss, save_loss
 from hf_softext.training.output_layer import OutputLayer
 from hf_softext.training.perp_grad import PerpGradCallback
 from hf_softext.training.problem import aligned_labels, is_causal
+from hf_softext.training.training_report import REPORT, check_report, write_training_report
 
 
 class SoftextTrainerMixin:
@@ -61,6 +63,7 @@ class SoftextTrainerMixin:
                 "compute_loss_func and loss exclude each other: give the loss by name."
             )
         super().__init__(*args, **kwargs)
+        check_report(getattr(self.args, "report", False))
         if self.args.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor has no effect on a loss by name: use loss='ce' with "
@@ -246,7 +249,24 @@ class SoftextTrainerMixin:
     def _save(self: Any, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # pyright: ignore
         if self.args.should_save:
-            save_loss(self.loss, output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            save_loss(self.loss, folder)
+            if getattr(self.args, "report", False):
+                self._write_report(Path(folder))
+
+    def _write_report(self: Any, folder: Path) -> None:
+        args = self.args
+        facts = {
+            "model": type(self.accelerator.unwrap_model(self.model)).__name__,
+            "optimizer": str(getattr(args.optim, "value", args.optim)),
+            "learning_rate": args.learning_rate,
+            "rows_in_a_step": args.train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size,
+            "seed": args.seed,
+            "device": args.device.type,
+        }
+        write_training_report(folder / REPORT, self.state.log_history, self.loss.config(), facts)
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         load_loss(self.loss, resume_from_checkpoint)
