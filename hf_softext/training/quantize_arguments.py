@@ -55,7 +55,13 @@ class QuantizeArguments:
     solver: str = field(
         default="gptq", metadata={"help": "gptq, or rtn (nearest value), which needs no data."}
     )
-    nsamples: int = field(default=128, metadata={"help": "Sequences to calibrate with."})
+    nsamples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sequences to calibrate with; by default 128 windows of running text, or 2,048 "
+            "texts for a model that gets them one by one."
+        },
+    )
     seqlen: int = field(default=2048, metadata={"help": "Tokens of a sequence, at most."})
     act_order: bool = field(
         default=True, metadata={"help": "Quantize columns with larger activations first."}

@@ -110,6 +110,20 @@ def test_other_models_get_texts_one_by_one(bert, tmp_path):
     assert len(calibration_sequences(str(path), tokenizer, bert, 5, 8, 0)) == 5
 
 
+def test_how_many_sequences_there_are_by_default(llama, bert):
+    long = " ".join(texts(200, length=40))
+    windows = calibration_sequences([long], tokenizer_of(), llama, None, 16, 0)
+    assert [ids.shape[1] for ids in windows] == [16] * 128
+    lines = texts(2500)
+    found = calibration_sequences(lines, tokenizer_of(single=True), bert, None, 512, 0)
+    assert len(found) == 2048
+    # no more tokens than 128 sequences have
+    found = calibration_sequences(lines, tokenizer_of(single=True), bert, None, 8, 0)
+    assert sum(ids.shape[1] for ids in found) == 128 * 8
+    ids = [[1, 2, 3]] * 3000
+    assert len(calibration_sequences(ids, None, bert, None, 512, 0)) == 2048
+
+
 def test_a_file_and_a_folder_and_a_table_are_running_text(llama, tmp_path):
     (tmp_path / "one.txt").write_text(" ".join(WORDS), encoding="utf-8")
     table = Dataset.from_dict({"text": [" ".join(WORDS)], "other": [1]})

@@ -345,7 +345,7 @@ def test_wrong_files_are_named(line, message, tmp_path):
 def test_recipe_of_the_repository_and_flags_are_understood(tmp_path):
     recipe = str(ROOT / "trainers" / "configs" / "quantize.yaml")
     args = parse_arguments(QuantizeArguments, [recipe, "--bits", "2", "--no_clip", "--out", "x"])
-    assert (args.bits, args.clip, args.output_dir, args.nsamples) == (2.0, False, "x", 128)
+    assert (args.bits, args.clip, args.output_dir, args.nsamples) == (2.0, False, "x", None)
     args.check()
     with pytest.raises(
         ValueError, match=r"unknown argument '--bit-rnge'. Did you mean 'bit_range'"

@@ -44,7 +44,8 @@ class BaqConfig(QuantizationConfigMixin):
         dataset: texts to calibrate with: a path, a list of texts or of token ids, or a dataset.
             Needed for "gptq".
         tokenizer: what makes tokens of the texts, or its name; by default the model's own.
-        nsamples: sequences to calibrate with.
+        nsamples: sequences to calibrate with; by default 128 windows of running text, or, for a
+            model that gets texts one by one, 2,048 of them.
         seqlen: tokens of each.
         act_order: whether columns with larger activations are quantized first.
         clip: whether the ranges of the grids are searched; else they hold every weight.
@@ -79,7 +80,7 @@ class BaqConfig(QuantizationConfigMixin):
         solver: str = "gptq",
         dataset: Any = None,
         tokenizer: Any = None,
-        nsamples: int = 128,
+        nsamples: int | None = None,
         seqlen: int = 2048,
         act_order: bool = True,
         clip: bool = True,
@@ -153,8 +154,10 @@ class BaqConfig(QuantizationConfigMixin):
                 f"bits={self.bits!r}: with allocation='uniform' it is the width of every column, "
                 f"which bit_range={self.bit_range} does not allow."
             )
-        for name in ("nsamples", "seqlen", "block_size"):
+        for name in ("seqlen", "block_size"):
             _whole(name, getattr(self, name), 1)
+        if self.nsamples is not None:
+            _whole("nsamples", self.nsamples, 1)
         for name in ("refine", "seed"):
             _whole(name, getattr(self, name), 0)
         _number("damp", self.damp, above=0)

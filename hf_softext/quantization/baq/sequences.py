@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from hf_softext.data.texts import read_corpus
 
 # running text is read until there is so much more of it than is used
 _CHOICE = 4
+# windows of running text, or single texts, which are short
+_WINDOWS, _TEXTS = 128, 2048
 _BATCH = 64
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 
 def calibration_sequences(
-    dataset: Any, tokenizer: Any, model: nn.Module, nsamples: int, seqlen: int, seed: int
+    dataset: Any, tokenizer: Any, model: nn.Module, nsamples: int | None, seqlen: int, seed: int
 ) -> list[Tensor]:
     """Make sequences of token ids as the model would be given them.
 
@@ -37,7 +39,8 @@ def calibration_sequences(
             tensor (N, L), or mappings with "input_ids" and maybe "attention_mask".
         tokenizer: of transformers, or a name or folder to load it from; None for the model's own.
         model: what is calibrated.
-        nsamples: most sequences; where there are more, some are drawn.
+        nsamples: most sequences; where there are more, some are drawn. None is 128 for a model that
+            continues text, and 2,048 for another one, but no more tokens than 128 * `seqlen`.
         seqlen: most tokens of one; less if the model has fewer positions.
         seed: of the draw.
 
@@ -62,13 +65,17 @@ def calibration_sequences(
             dataset = read_corpus(str(dataset), "text", whole=running)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"dataset={str(dataset)!r}: {error}") from error
-    ids = _given_ids(dataset, nsamples, draw)
+    most = nsamples or (_WINDOWS if running else _TEXTS)
+    ids = _given_ids(dataset, most, draw)
     if ids is None:
         make = _windows if running else _single_texts
-        found = make(dataset, _tokenizer(tokenizer, model), nsamples, length, draw)
+        found = make(dataset, _tokenizer(tokenizer, model), most, length, draw)
     else:
         found = _pieces(ids, length)
-        found = [found[index] for index in sorted(_drawn(len(found), nsamples, draw))]
+        found = [found[index] for index in sorted(_drawn(len(found), most, draw))]
+    if nsamples is None:
+        total = accumulate(len(row) for row in found)
+        found = [row for row, sum_ in zip(found, total, strict=True) if sum_ <= _WINDOWS * seqlen]
     if not found:
         raise ValueError("dataset holds no tokens to calibrate with.")
     _check_vocabulary(found, model)
