@@ -65,12 +65,17 @@ last part of `{data}`, which this training did not see.
 {passkeys}
 - attention block in `config.json`: `{attention_block}`
 - trained with the loss `{loss}`; the losses above are cross-entropy
-- {steps} steps of {windows_in_a_step} windows, peak learning rate {learning_rate:g}, seed {seed}, \
+{decoding}- {steps} steps of {windows_in_a_step} windows, peak learning rate {learning_rate:g}, seed {seed}, \
 {train_tokens:,} tokens to
   train on, {held_out_tokens:,} held out; {passkey_share:.0%} of the windows hid a number and \
 asked for it
 - {device}; hf_softext {hf_softext}, transformers {transformers}, torch {torch}
 {reference}"""
+
+_STABLEMAX = """- its probabilities are StableMax of the logits, not softmax: sample with \
+`hf_softext.stablemax_decoding(model)`
+  around `generate`
+"""
 
 
 def write_adoption_card(folder: Path, row: Method, facts: dict[str, Any]) -> None:
@@ -115,6 +120,7 @@ def write_causal_lm_card(
     text = _CAUSAL_LM.format(
         **{k: v for k, v in facts.items() if k not in ("attention_block", "base_model", "loss")},
         loss=facts["loss"]["name"],
+        decoding=_STABLEMAX if facts["loss"]["name"] == "stablemax_ce" else "",
         folder=name,
         tags="" if row is None else f"tags:\n- hf_softext\n- {row.name}\n",
         attention_block=json.dumps(facts["attention_block"]),

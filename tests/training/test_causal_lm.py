@@ -147,6 +147,14 @@ def test_what_is_written_is_what_was_measured(
     assert written_text.startswith("the king")
 
 
+def test_the_card_of_a_model_with_another_loss_says_how_to_sample(text, tmp_path):
+    out = tmp_path / "out"
+    train_causal_lm(arguments(out, text, loss="stablemax_ce", max_steps=1))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "trained with the loss `stablemax_ce`" in card
+    assert "`hf_softext.stablemax_decoding(model)`" in card
+
+
 def test_a_checkpoint_is_trained_further_with_its_own_tokenizer_and_dtype(
     llama_folder, texts, tmp_path
 ):
