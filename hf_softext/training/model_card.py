@@ -65,8 +65,8 @@ last part of `{data}`, which this training did not see.
 {passkeys}
 - attention block in `config.json`: `{attention_block}`
 - trained with the loss `{loss}`; the losses above are cross-entropy
-{decoding}- {steps} steps of {windows_in_a_step} windows, peak learning rate {learning_rate:g}, seed {seed}, \
-{train_tokens:,} tokens to
+{decoding}- {steps} steps of {windows_in_a_step} windows, peak learning rate {learning_rate:g}, \
+seed {seed}, {train_tokens:,} tokens to
   train on, {held_out_tokens:,} held out; {passkey_share:.0%} of the windows hid a number and \
 asked for it
 - {device}; hf_softext {hf_softext}, transformers {transformers}, torch {torch}
