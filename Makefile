@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 OUT ?= softext-demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-quick test check format clean
+.PHONY: demo demo-quick test peft-acceptance check format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/softext demo --out $(OUT)
@@ -17,6 +17,10 @@ demo-quick: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto
+
+# tests that PEFT's developers wrote for its own methods, on ours: fetches PEFT's source distributions into build/
+peft-acceptance: $(INSTALLED)
+	$(VENV)/bin/python tests/peft_acceptance/run.py
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -1,8 +1,9 @@
 """What softmax does inside a Hugging Face model, replaced behind the switches that its users
 already have.
 
-Importing this package is enough: the attention names are registered with transformers at once if
-it is loaded, and otherwise at the moment it is. Nothing heavy is imported before it is used.
+Importing this package is enough: the attention names are registered with transformers, and SNNK
+with peft, at once where these are loaded, and otherwise at the moment they are. Nothing heavy is
+imported before it is used.
 """
 
 import importlib
@@ -26,12 +27,16 @@ _LAZY = {
     "DistillationTrainer": "hf_softext.training.distillation",
     "DistilledArguments": "hf_softext.training.distilled_classifier",
     "PerpGradCallback": "hf_softext.training.perp_grad",
+    "SnnkConfig": "hf_softext.adapters.snnk.config",
+    "SnnkLinear": "hf_softext.adapters.snnk.standalone",
+    "SnnkModel": "hf_softext.adapters.snnk.model",
     "SoftAttention": "hf_softext.attention.soft_module",
     "SoftextTrainer": "hf_softext.training.softext_trainer",
     "SoftextTrainerMixin": "hf_softext.training.softext_trainer",
     "SoftextTrainingArguments": "hf_softext.training.softext_arguments",
     "SoftmaxCollapseCallback": "hf_softext.training.collapse",
     "StableMaxLogitsProcessor": "hf_softext.generation.stablemax",
+    "adapter_size": "hf_softext.adapters.snnk.size",
     "adopt": "hf_softext.training.adopt",
     "apply_attention": "hf_softext.attention.apply",
     "convert_to_soft": "hf_softext.attention.soft_convert",
@@ -64,6 +69,9 @@ __all__ = [
     "DistillationTrainer",
     "DistilledArguments",
     "PerpGradCallback",
+    "SnnkConfig",
+    "SnnkLinear",
+    "SnnkModel",
     "SoftAttention",
     "SoftextTrainer",
     "SoftextTrainerMixin",
@@ -71,6 +79,7 @@ __all__ = [
     "SoftmaxCollapseCallback",
     "StableMaxLogitsProcessor",
     "__version__",
+    "adapter_size",
     "adopt",
     "apply_attention",
     "convert_to_soft",
@@ -100,9 +109,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-def _register_when_loaded(host: str = "transformers.modeling_utils") -> None:
+def _register_when_loaded(host: str, function: str) -> None:
     def register(_: Any) -> None:
-        importlib.import_module("hf_softext.registration").register()
+        getattr(importlib.import_module("hf_softext.registration"), function)()
 
     if host in sys.modules:
         register(None)
@@ -110,4 +119,5 @@ def _register_when_loaded(host: str = "transformers.modeling_utils") -> None:
         importlib.import_module("wrapt").register_post_import_hook(register, host)
 
 
-_register_when_loaded()
+_register_when_loaded("transformers.modeling_utils", "register")
+_register_when_loaded("peft", "register_adapters")

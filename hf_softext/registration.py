@@ -1,4 +1,4 @@
-"""Plug the catalogue into transformers."""
+"""Plug the catalogue into transformers and peft."""
 
 from typing import Any
 
@@ -42,6 +42,34 @@ def register() -> list[str]:
     if attentions_are_recorded not in RECORDERS:
         RECORDERS.append(attentions_are_recorded)
     return names
+
+
+def register_adapters() -> None:
+    """Register SNNK with peft.
+
+    `import hf_softext` arranges this already: at once where peft is loaded, else when it is, so
+    that nobody loads peft who does not use it. Calling it again changes nothing.
+
+    Raises:
+        ValueError: another package has registered the name.
+    """
+    from hf_softext.adapters.register import register_snnk
+
+    register_snnk()
+
+
+def register_pipelines() -> None:
+    """Register the pipeline task "sdm-text-classification".
+
+    `import hf_softext` arranges this already: at once where the pipelines of transformers are
+    loaded, else when they are. Calling it again changes nothing.
+
+    Raises:
+        ValueError: another package has registered the name.
+    """
+    from hf_softext.heads.sdm.pipeline import register_pipeline
+
+    register_pipeline()
 
 
 def explicit_mask(

@@ -33,16 +33,30 @@ ALLOWED = {
     "losses": {"functional", "catalog"},
     "metrics": set(),
     "quantization": BASE,
-    "registration": {"catalog", "attention", "quantization"},
+    "adapters": {"functional", "catalog"},
+    "heads": {"functional", "catalog", "resume"},
+    "registration": {"catalog", "attention", "quantization", "adapters", "heads"},
     "coverage": BASE | {"attention", "registration"},
-    "training": BASE | {"attention", "losses", "metrics", "optim", "quantization", "registration"},
+    "training": BASE
+    | {"adapters", "attention", "losses", "metrics", "optim", "quantization", "registration"},
     "demo": BASE | {"attention", "registration", "training"},
     "cli": BASE
-    | {"attention", "losses", "quantization", "registration", "coverage", "training", "demo"},
+    | {
+        "adapters",
+        "attention",
+        "losses",
+        "quantization",
+        "registration",
+        "coverage",
+        "training",
+        "demo",
+    },
 }
 KNOWS_TRANSFORMERS = {
+    "adapters",
     "data",
     "generation",
+    "heads",
     "metrics",
     "quantization",
     "registration",
@@ -107,10 +121,14 @@ def test_functional_exports_what_it_says():
 @pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
 def test_catalogue_rows_are_complete(row):
     implementation = row.load()
-    # an attention method is an object with a name, a quantization method a config, the others are
-    # functions
+    # an attention method is an object with a name, a quantization method and an adapter a config, a
+    # head a class, the others are functions
     if row.family == "quantization":
         assert implementation().quant_method == row.name
+    elif row.family == "adapter":
+        assert implementation().peft_type == row.name.upper()
+    elif row.family == "head":
+        assert implementation.__name__ == f"{row.name.capitalize()}Head"
     else:
         assert getattr(implementation, "name", None) or implementation.__name__ == row.name
     assert row.name in row.usage.lower()

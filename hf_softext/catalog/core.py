@@ -1,4 +1,4 @@
-"""Rows of the catalogue: attention, optimizers, ops, quantization."""
+"""Rows of the catalogue: attention, optimizers, ops, quantization, adapters, heads."""
 
 from hf_softext.catalog.row import Method, Paper
 
@@ -21,6 +21,21 @@ _BAQ = Paper(
     authors="Chao Zhang, Li Wang, Samson Lasaulce, Merouane Debbah",
     year=2025,
     arxiv="2506.05664",
+)
+_SNNK = Paper(
+    title="Scalable Neural Network Kernels",
+    authors=(
+        "Arijit Sehanobish, Krzysztof Choromanski, Yunfan Zhao, Avinava Dubey, Valerii "
+        "Likhosherstov"
+    ),
+    year=2024,
+    arxiv="2310.13225",
+)
+_SDM = Paper(
+    title="Similarity-Distance-Magnitude Activations",
+    authors="Allen Schmaltz",
+    year=2025,
+    arxiv="2509.12760",
 )
 _GROKKING = Paper(
     title="Grokking at the Edge of Numerical Stability",
@@ -111,5 +126,21 @@ ROWS: tuple[Method, ...] = (
         paper=_BAQ,
         path="hf_softext.quantization.baq.config:BaqConfig",
         usage="from_pretrained(..., quantization_config=BaqConfig(bits=2.5, dataset=...))",
+    ),
+    Method(
+        name="snnk",
+        family="adapter",
+        summary="adapters of random features and a trained readout, from scalable kernels (SNNK)",
+        paper=_SNNK,
+        path="hf_softext.adapters.snnk.config:SnnkConfig",
+        usage="peft.get_peft_model(model, hf_softext.SnnkConfig(num_features=16))",
+    ),
+    Method(
+        name="sdm",
+        family="head",
+        summary="admits a prediction where training rows near it speak for it, else refuses (SDM)",
+        paper=_SDM,
+        path="hf_softext.heads.sdm.head:SdmHead",
+        usage="SdmHead.fit(model, tokenizer, train_dataset, alpha=0.95)",
     ),
 )

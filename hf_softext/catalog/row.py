@@ -22,7 +22,8 @@ class Method:
     Attributes:
         name: what the user types.
         family: what the method is: "attention" is a name for `attn_implementation=`,
-            "quantization" a config for `quantization_config=`, "loss" a name for `get_loss` and
+            "quantization" a config for `quantization_config=`, "adapter" one for
+            `get_peft_model`, "loss" a name for `get_loss` and
             for the `loss` of a trainer.
         summary: one line, no full stop.
         paper: the publication.

@@ -39,11 +39,15 @@ def list_methods() -> None:
 @app.command()
 def info(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A name from `list`.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A hub id or a folder: the size of an adapter on it; no weights needed."),
+    ] = None,
 ) -> None:
     """Show a method: its paper, its parameters with their ranges, how to switch it on."""
     from hf_softext.cli import describe
 
-    describe.print_info(method)
+    describe.print_info(method, model)
 
 
 @app.command()
@@ -206,6 +210,24 @@ def train_causal_lm(context: typer.Context) -> None:
     from hf_softext.cli import train as commands
 
     commands.causal_lm(context.args)
+
+
+@train.command(
+    "adapter",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train_adapter(context: typer.Context) -> None:
+    """Train an adapter by name on a classifier or language model: [CONFIG.yaml] [--name value].
+
+    For example: softext train adapter --adapter snnk --model MODEL --data FILE --output_dir NEW
+
+    `softext train adapter --help` lists every argument, with `--task causal-lm` those for a
+    language model. Several processes: `accelerate launch trainers/train_adapter.py`.
+    """
+    from hf_softext.cli import train as commands
+
+    commands.adapter(context.args)
 
 
 @app.command()

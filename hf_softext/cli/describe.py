@@ -18,9 +18,17 @@ def print_list() -> None:
     Console().print(table)
 
 
-def print_info(name: str) -> None:
-    """Everything the catalogue and the implementation say about one method."""
+def print_info(name: str, model: str | None = None) -> None:
+    """Everything the catalogue and the implementation say about one method.
+
+    Raises:
+        ValueError: a model is given, and the method is no adapter.
+    """
     row = find(name)
+    if model is not None and row.family != "adapter":
+        raise ValueError(
+            f"--model {model!r}: the size of adapters depends on it; {name!r} is none."
+        )
     paper = row.paper
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{row.name} ({row.family}, {row.status}): {row.summary}", markup=False)
@@ -44,7 +52,43 @@ def print_info(name: str) -> None:
         for argument, default in parameters(implementation).items():
             table.add_row(argument, repr(default))
         console.print(table)
+    if model is not None:
+        console.print(_sizes(model))
+        return
     console.print(inspect.getdoc(implementation), markup=False)
+
+
+def _sizes(source: str) -> Table:
+    """What adapters of several sizes train on a model, and LoRA beside them."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoConfig
+
+    from hf_softext.adapters.snnk.config import SnnkConfig
+    from hf_softext.adapters.snnk.size import adapter_size
+    from hf_softext.training.pretrained import pretrained_class
+
+    config = AutoConfig.from_pretrained(source)
+    with torch.device("meta"):
+        model = pretrained_class(source, config)._from_config(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    table = Table("adapter", "layers", "trained", "of the model", "fixed, saved with it", box=None)
+
+    def add(title: str, config: object) -> None:
+        size = adapter_size(model, config)
+        share = f"{size.trained / total:.3%}"
+        layers, fixed = (f"{n:,}" if size.modules else "" for n in (size.modules, size.fixed))
+        table.add_row(title, layers, f"{size.trained:,}", share, fixed)
+
+    for features in (8, 16, 32, 64):
+        add(f"snnk, num_features={features}", SnnkConfig(num_features=features))
+    try:
+        for rank in (8, 16):
+            add(f"lora, r={rank} (peft)", LoraConfig(r=rank))
+    except ValueError:
+        # not every model type has any
+        pass
+    return table
 
 
 def print_env() -> None:

@@ -7,6 +7,7 @@ from hf_softext.functional.fused_attention import fused_attention
 from hf_softext.functional.gaussian import gaussian_attention, gaussian_kernel
 from hf_softext.functional.gradient_alignment import align_gradients
 from hf_softext.functional.gram_spherical import gram_standardized
+from hf_softext.functional.kernel_features import linear_features, relu_features
 from hf_softext.functional.label_dp import (
     bag_risk,
     optimal_bag_size,
@@ -19,11 +20,15 @@ from hf_softext.functional.low_rank_gaussian import low_rank_gaussian
 from hf_softext.functional.masked_softmax import masked_softmax
 from hf_softext.functional.newton_pinv import newton_pinv
 from hf_softext.functional.perp_grad import project_out
+from hf_softext.functional.projected_ascent import projected_ascent
+from hf_softext.functional.random_projection import random_projection
 from hf_softext.functional.shifted_exp import shifted_exp_
+from hf_softext.functional.simplex import nearest_on_simplex
 from hf_softext.functional.soft_topk import soft_topk
 from hf_softext.functional.softmax_collapse import softmax_collapse
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
+from hf_softext.functional.trig_features import cos_features, cos_weights, exponential_tower
 from hf_softext.functional.unit_rows import unit_rows
 
 __all__ = [
@@ -31,21 +36,29 @@ __all__ = [
     "align_gradients",
     "bag_risk",
     "chunked_attention",
+    "cos_features",
+    "cos_weights",
+    "exponential_tower",
     "fused_attention",
     "gaussian_attention",
     "gaussian_kernel",
     "gram_standardized",
+    "linear_features",
     "linear_logsumexp",
     "linear_loss",
     "log_softplus",
     "log_stablemax",
     "low_rank_gaussian",
     "masked_softmax",
+    "nearest_on_simplex",
     "newton_pinv",
     "optimal_bag_size",
     "private_bag_means",
     "project_out",
+    "projected_ascent",
+    "random_projection",
     "release_epsilon",
+    "relu_features",
     "sharpen",
     "shifted_exp_",
     "soft_topk",
