@@ -27,6 +27,9 @@ _LAZY = {
     "DistillationTrainer": "hf_softext.training.distillation",
     "DistilledArguments": "hf_softext.training.distilled_classifier",
     "PerpGradCallback": "hf_softext.training.perp_grad",
+    "SdmConfig": "hf_softext.heads.sdm.config",
+    "SdmForSequenceClassification": "hf_softext.heads.sdm.model",
+    "SdmHead": "hf_softext.heads.sdm.head",
     "SnnkConfig": "hf_softext.adapters.snnk.config",
     "SnnkLinear": "hf_softext.adapters.snnk.standalone",
     "SnnkModel": "hf_softext.adapters.snnk.model",
@@ -69,6 +72,9 @@ __all__ = [
     "DistillationTrainer",
     "DistilledArguments",
     "PerpGradCallback",
+    "SdmConfig",
+    "SdmForSequenceClassification",
+    "SdmHead",
     "SnnkConfig",
     "SnnkLinear",
     "SnnkModel",
@@ -121,3 +127,4 @@ def _register_when_loaded(host: str, function: str) -> None:
 
 _register_when_loaded("transformers.modeling_utils", "register")
 _register_when_loaded("peft", "register_adapters")
+_register_when_loaded("transformers.pipelines", "register_pipelines")

@@ -18,10 +18,12 @@ from hf_softext.functional.linear_logsumexp import linear_logsumexp
 from hf_softext.functional.linear_loss import linear_loss
 from hf_softext.functional.low_rank_gaussian import low_rank_gaussian
 from hf_softext.functional.masked_softmax import masked_softmax
+from hf_softext.functional.nearest_rows import leading_matches, nearest_rows
 from hf_softext.functional.newton_pinv import newton_pinv
 from hf_softext.functional.perp_grad import project_out
 from hf_softext.functional.projected_ascent import projected_ascent
 from hf_softext.functional.random_projection import random_projection
+from hf_softext.functional.sdm import log_sdm, sdm, sdm_loss
 from hf_softext.functional.shifted_exp import shifted_exp_
 from hf_softext.functional.simplex import nearest_on_simplex
 from hf_softext.functional.soft_topk import soft_topk
@@ -43,14 +45,17 @@ __all__ = [
     "gaussian_attention",
     "gaussian_kernel",
     "gram_standardized",
+    "leading_matches",
     "linear_features",
     "linear_logsumexp",
     "linear_loss",
+    "log_sdm",
     "log_softplus",
     "log_stablemax",
     "low_rank_gaussian",
     "masked_softmax",
     "nearest_on_simplex",
+    "nearest_rows",
     "newton_pinv",
     "optimal_bag_size",
     "private_bag_means",
@@ -59,6 +64,8 @@ __all__ = [
     "random_projection",
     "release_epsilon",
     "relu_features",
+    "sdm",
+    "sdm_loss",
     "sharpen",
     "shifted_exp_",
     "soft_topk",

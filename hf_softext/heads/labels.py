@@ -1,0 +1,85 @@
+"""Class numbers from what people have as labels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def class_numbers(labels: Any, rows: int, numbers: Mapping[str, int] | None = None) -> Tensor:
+    """Labels as (N,) int64.
+
+    Args:
+        labels: a tensor, an array or a list of whole numbers from 0 on; or names.
+        rows: N.
+        numbers: of the names, such as `model.config.label2id`.
+
+    Raises:
+        ValueError: another count, names without numbers, or what is no class number.
+    """
+    if isinstance(labels, Sequence) and any(isinstance(one, str) for one in labels):
+        unknown = [one for one in labels if one not in (numbers or {})]
+        if unknown or numbers is None:
+            raise ValueError(
+                f"labels has the name {unknown[0]!r}, which the model's config.label2id does not "
+                "know: give numbers from 0 on."
+            )
+        labels = [numbers[one] for one in labels]
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels are no whole numbers: {error}") from error
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.dim() != 1 or not whole:
+        raise ValueError(
+            f"labels of shape {tuple(found.shape)} and dtype {found.dtype} must be (N,) whole "
+            "numbers."
+        )
+    if len(found) != rows:
+        raise ValueError(f"labels has {len(found)} rows, and the features {rows}.")
+    if rows and int(found.min()) < 0:
+        raise ValueError(f"labels has {int(found.min())}: classes are numbered from 0 on.")
+    return found.long()
+
+
+def dataset_labels(dataset: Any, labels: Any, model: Any) -> Tensor:
+    """The labels of a dataset: those given, or a column of it.
+
+    Args:
+        dataset: a `datasets.Dataset` or a list of mappings.
+        labels: the name of the column, or the labels themselves.
+        model: whose config numbers the names.
+
+    Raises:
+        ValueError: no such column, or as `class_numbers` says.
+    """
+    if isinstance(labels, str):
+        columns = getattr(dataset, "column_names", None)
+        if columns is None:
+            first = dataset[0] if len(dataset) else {}
+            columns = sorted(first) if isinstance(first, Mapping) else []
+        if labels not in columns:
+            raise ValueError(
+                f"labels={labels!r} is not a column of the dataset, which has "
+                f"{', '.join(columns) or 'none'}: name one, or give the labels themselves."
+            )
+        whole = dataset[:]
+        column = whole[labels] if isinstance(whole, Mapping) else [row[labels] for row in whole]
+        labels = list(column)
+    return class_numbers(labels, len(dataset), getattr(model.config, "label2id", None))
+
+
+def check_rows(features: Tensor, what: str = "features") -> None:
+    """Raise ValueError unless they are (N, D), floating point, finite, with N above 0."""
+    if features.dim() != 2 or not features.is_floating_point() or 0 in features.shape:
+        raise ValueError(
+            f"{what} of shape {tuple(features.shape)} and dtype {features.dtype} must be (N, D), "
+            "floating point, and not empty."
+        )
+    wrong = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(
+            f"{what} holds inf or NaN in rows {', '.join(map(str, wrong[:5]))} ({len(wrong)} in "
+            "all)."
+        )
