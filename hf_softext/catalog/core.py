@@ -37,6 +37,21 @@ _SDM = Paper(
     year=2025,
     arxiv="2509.12760",
 )
+_MAHALANOBIS = Paper(
+    title=(
+        "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial "
+        "Attacks"
+    ),
+    authors="Kimin Lee, Kibok Lee, Honglak Lee, Jinwoo Shin",
+    year=2018,
+    arxiv="1807.03888",
+)
+_NAIVE_BAYES = Paper(
+    title="Revisiting Discriminative vs. Generative Classifiers: Theory and Implications",
+    authors="Chenyu Zheng, Guoqiang Wu, Fan Bao, Yue Cao, Chongxuan Li, Jun Zhu",
+    year=2023,
+    arxiv="2302.02334",
+)
 _GROKKING = Paper(
     title="Grokking at the Edge of Numerical Stability",
     authors="Lucas Prieto, Melih Barsbey, Pedro A. M. Mediano, Tolga Birdal",
@@ -142,5 +157,21 @@ ROWS: tuple[Method, ...] = (
         paper=_SDM,
         path="hf_softext.heads.sdm.head:SdmHead",
         usage="SdmHead.fit(model, tokenizer, train_dataset, alpha=0.95)",
+    ),
+    Method(
+        name="mahalanobis",
+        family="head",
+        summary="flags inputs far from every class a classifier was trained on",
+        paper=_MAHALANOBIS,
+        path="hf_softext.heads.mahalanobis:MahalanobisDetector",
+        usage="hf_softext.MahalanobisDetector().fit(model, tokenizer, train)",
+    ),
+    Method(
+        name="naive_bayes",
+        family="head",
+        summary="linear probe in closed form: Gaussian naive Bayes with one variance",
+        paper=_NAIVE_BAYES,
+        path="hf_softext.heads.naive_bayes:NaiveBayesProbe",
+        usage="hf_softext.heads.naive_bayes.NaiveBayesProbe().fit(model, tokenizer, train)",
     ),
 )

@@ -23,8 +23,8 @@ class Method:
         name: what the user types.
         family: what the method is: "attention" is a name for `attn_implementation=`,
             "quantization" a config for `quantization_config=`, "adapter" one for
-            `get_peft_model`, "loss" a name for `get_loss` and
-            for the `loss` of a trainer.
+            `get_peft_model`, "head" a class that is fitted behind a frozen model, "loss" a name
+            for `get_loss` and for the `loss` of a trainer.
         summary: one line, no full stop.
         paper: the publication.
         path: "module:attribute" of the implementation.

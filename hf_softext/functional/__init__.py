@@ -2,6 +2,7 @@
 this package."""
 
 from hf_softext.functional.chunked_attention import chunked_attention
+from hf_softext.functional.class_moments import class_moments, merge_moments
 from hf_softext.functional.extended_sum import ExtendedSum
 from hf_softext.functional.fused_attention import fused_attention
 from hf_softext.functional.gaussian import gaussian_attention, gaussian_kernel
@@ -16,8 +17,10 @@ from hf_softext.functional.label_dp import (
 )
 from hf_softext.functional.linear_logsumexp import linear_logsumexp
 from hf_softext.functional.linear_loss import linear_loss
+from hf_softext.functional.logistic_regression import logistic_regression
 from hf_softext.functional.low_rank_gaussian import low_rank_gaussian
 from hf_softext.functional.masked_softmax import masked_softmax
+from hf_softext.functional.naive_bayes import naive_bayes_linear
 from hf_softext.functional.nearest_rows import leading_matches, nearest_rows
 from hf_softext.functional.newton_pinv import newton_pinv
 from hf_softext.functional.perp_grad import project_out
@@ -30,6 +33,7 @@ from hf_softext.functional.soft_topk import soft_topk
 from hf_softext.functional.softmax_collapse import softmax_collapse
 from hf_softext.functional.softplus import log_softplus, sharpen, softplus_normalize
 from hf_softext.functional.stablemax import log_stablemax, stablemax, stablemax_logits
+from hf_softext.functional.tied_gaussian import tied_covariance, tied_gaussian_scores, whitening
 from hf_softext.functional.trig_features import cos_features, cos_weights, exponential_tower
 from hf_softext.functional.unit_rows import unit_rows
 
@@ -38,6 +42,7 @@ __all__ = [
     "align_gradients",
     "bag_risk",
     "chunked_attention",
+    "class_moments",
     "cos_features",
     "cos_weights",
     "exponential_tower",
@@ -52,8 +57,11 @@ __all__ = [
     "log_sdm",
     "log_softplus",
     "log_stablemax",
+    "logistic_regression",
     "low_rank_gaussian",
     "masked_softmax",
+    "merge_moments",
+    "naive_bayes_linear",
     "nearest_on_simplex",
     "nearest_rows",
     "newton_pinv",
@@ -73,5 +81,8 @@ __all__ = [
     "softplus_normalize",
     "stablemax",
     "stablemax_logits",
+    "tied_covariance",
+    "tied_gaussian_scores",
     "unit_rows",
+    "whitening",
 ]

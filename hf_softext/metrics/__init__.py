@@ -9,14 +9,32 @@ from hf_softext.metrics.balanced_accuracy import BalancedAccuracy, balanced_accu
 from hf_softext.metrics.f_beta import FBeta, f_beta
 from hf_softext.metrics.g_mean import GMean, g_mean
 from hf_softext.metrics.precision_at_k import PrecisionAtK, precision_at_k
+from hf_softext.metrics.selective import (
+    Aurc,
+    Auroc,
+    SelectiveAccuracy,
+    TnrAtTpr,
+    aurc,
+    auroc,
+    selective_accuracy,
+    tnr_at_tpr,
+)
 
 __all__ = [
+    "Aurc",
+    "Auroc",
     "BalancedAccuracy",
     "FBeta",
     "GMean",
     "PrecisionAtK",
+    "SelectiveAccuracy",
+    "TnrAtTpr",
+    "aurc",
+    "auroc",
     "balanced_accuracy",
     "f_beta",
     "g_mean",
     "precision_at_k",
+    "selective_accuracy",
+    "tnr_at_tpr",
 ]
