@@ -14,6 +14,8 @@ from hf_softext.version import __version__
 
 # public name -> the module that has it
 _LAZY = {
+    "AdapterCausalLMArguments": "hf_softext.training.adapter_arguments",
+    "AdapterClassifierArguments": "hf_softext.training.adapter_arguments",
     "AdoptionArguments": "hf_softext.training.adoption",
     "AdoptionTrainer": "hf_softext.training.adoption",
     "AdversarialTrainer": "hf_softext.training.adversarial",
@@ -32,6 +34,7 @@ _LAZY = {
     "SdmConfig": "hf_softext.heads.sdm.config",
     "SdmForSequenceClassification": "hf_softext.heads.sdm.model",
     "SdmHead": "hf_softext.heads.sdm.head",
+    "SdmVerifier": "hf_softext.heads.sdm.verifier",
     "SnnkConfig": "hf_softext.adapters.snnk.config",
     "SnnkLinear": "hf_softext.adapters.snnk.standalone",
     "SnnkModel": "hf_softext.adapters.snnk.model",
@@ -49,6 +52,7 @@ _LAZY = {
     "estimate": "hf_softext.quantization.baq.size",
     "extract_features": "hf_softext.heads.features",
     "fit_probe": "hf_softext.heads.naive_bayes_compare",
+    "generate_verified": "hf_softext.heads.sdm.generate",
     "get_loss": "hf_softext.losses",
     "list_losses": "hf_softext.losses",
     "make_bags": "hf_softext.data.bags",
@@ -57,6 +61,7 @@ _LAZY = {
     "register": "hf_softext.registration",
     "size_report": "hf_softext.quantization.baq.size",
     "stablemax_decoding": "hf_softext.generation.stablemax",
+    "train_adapter": "hf_softext.training.adapter",
     "train_causal_lm": "hf_softext.training.causal_lm",
     "train_classifier": "hf_softext.training.classifier",
     "train_distilled": "hf_softext.training.distilled_classifier",
@@ -64,6 +69,8 @@ _LAZY = {
 }
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
+    "AdapterCausalLMArguments",
+    "AdapterClassifierArguments",
     "AdoptionArguments",
     "AdoptionTrainer",
     "AdversarialTrainer",
@@ -82,6 +89,7 @@ __all__ = [
     "SdmConfig",
     "SdmForSequenceClassification",
     "SdmHead",
+    "SdmVerifier",
     "SnnkConfig",
     "SnnkLinear",
     "SnnkModel",
@@ -100,6 +108,7 @@ __all__ = [
     "estimate",
     "extract_features",
     "fit_probe",
+    "generate_verified",
     "get_loss",
     "list_losses",
     "make_bags",
@@ -108,6 +117,7 @@ __all__ = [
     "register",
     "size_report",
     "stablemax_decoding",
+    "train_adapter",
     "train_causal_lm",
     "train_classifier",
     "train_distilled",

@@ -1,11 +1,25 @@
 """`softext train`: the launchable trainers, from the command line of the package."""
 
+from hf_softext.training.adapter import train_adapter
+from hf_softext.training.adapter_arguments import parse_adapter_arguments
 from hf_softext.training.arguments import parse_arguments
 from hf_softext.training.causal_lm import train_causal_lm
 from hf_softext.training.causal_lm_arguments import CausalLMArguments
 from hf_softext.training.classifier import train_classifier
 from hf_softext.training.classifier_arguments import ClassifierArguments
 from hf_softext.training.distilled_classifier import DistilledArguments, train_distilled
+
+
+def adapter(words: list[str]) -> None:
+    """Train an adapter and print what was measured.
+
+    Args:
+        words: `[CONFIG.yaml] [--name value ...]`.
+    """
+    args = parse_adapter_arguments(words, "softext train adapter")
+    result = train_adapter(args)
+    if args.process_index == 0:
+        print(result.summary())
 
 
 def causal_lm(words: list[str]) -> None:

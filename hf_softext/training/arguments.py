@@ -1,5 +1,6 @@
 """Arguments of the launchable trainers: a YAML file first, the command line over it."""
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def parse_arguments(
     Args:
         arguments: the dataclass, such as a `TrainingArguments`.
         argv: the command line without the program; by default this process's.
-        usage: what `--help` begins with; by default the program and all flags.
+        usage: what `--help` begins with; by default the program.
 
     Returns:
         An instance: the dataclass's defaults, overridden by the file, overridden by the command
@@ -40,7 +41,9 @@ def parse_arguments(
         SystemExit: the command line is wrong, or asks for `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    usage = usage or "%(prog)s [CONFIG.yaml] [--name value ...]"
     parser = HfArgumentParser(arguments, usage=usage)  # pyright: ignore[reportArgumentType]
+    _own_first(parser, arguments)
     known = [field.name for field in fields(arguments) if field.init]
     if words and Path(words[0]).suffix in (".yaml", ".yml"):
         path = Path(words.pop(0))
@@ -62,6 +65,20 @@ def parse_arguments(
         near = did_you_mean(flag.lstrip("-").replace("-", "_"), known).split(" Known:")[0]
         raise ValueError(f"unknown argument {flag!r}.{near}")
     return parsed
+
+
+def _own_first(parser: HfArgumentParser, arguments: type) -> None:
+    """Have `--help` begin with what the program asks for, before the many of transformers."""
+    own = [
+        name
+        for kind in arguments.__mro__
+        if not kind.__module__.startswith("transformers.")
+        for name in inspect.get_annotations(kind)
+    ]
+    order = dict.fromkeys(["help", "task", "model", "data", "output_dir", *own])
+    places = {name: place for place, name in enumerate(order)}
+    shown = parser._optionals._group_actions
+    shown.sort(key=lambda action: places.get(action.dest, len(places)))
 
 
 def json_object(name: str, value: Any) -> dict[str, Any]:

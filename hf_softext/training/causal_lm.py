@@ -35,17 +35,21 @@ from hf_softext.training.extrapolation import (
 )
 from hf_softext.training.loss_state import forget_loss
 from hf_softext.training.model_card import write_causal_lm_card
+from hf_softext.training.model_hook import ModelHook
 from hf_softext.training.passkey import PasskeyTask
 from hf_softext.training.softext_trainer import SoftextTrainer
 from hf_softext.version import __version__
 
 RESULTS = "eval_results.json"
 
-# what makes two runs the same, so that one can continue the other
+# what makes two runs the same, so that one can continue the other, as far as a run has it
 _IDENTITY = [
     "model_type",
     "config",
     "model",
+    "adapter",
+    "adapter_kwargs",
+    "quantization",
     "config_overrides",
     "tokenizer",
     "attention",
@@ -100,7 +104,7 @@ class CausalLMResult:
         return "\n".join([*lines, f"saved in {self.folder}"])
 
 
-def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
+def train_causal_lm(args: CausalLMArguments, hook: ModelHook | None = None) -> CausalLMResult:
     """Train a causal language model, and measure it at multiples of its training length.
 
     Work in progress lies in `<output_dir>.partial`; a run that was interrupted continues there
@@ -111,6 +115,7 @@ def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
     Args:
         args: `data`, `output_dir` and one of `model`, `config` and `model_type` say what; the rest
             has defaults.
+        hook: what else is done with a `model` that is trained further; by default nothing.
 
     Returns:
         Where the checkpoint is and what was measured.
@@ -122,7 +127,7 @@ def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
         FileExistsError: `output_dir` is there already.
     """
     final, work = Path(needed(args, "output_dir")), Path(f"{args.output_dir}.partial")
-    data = needed(args, "data")
+    data, hook = needed(args, "data"), hook or ModelHook()
     args.check()
     check_attention(args.attention, args.method_parameters())
     if final.exists():
@@ -138,12 +143,16 @@ def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
     task = PasskeyTask.of(tokenizer)
     rows = _training_rows(args, train, task)
 
+    def own_work() -> None:
+        with args.main_process_first(desc="claiming the work folder"):
+            claim(work, args, [name for name in _IDENTITY if hasattr(args, name)])
+
+    source = hook.source(args, tokenizer, train, own_work) if args.model else None
     set_seed(args.seed)
-    model, stored = _build(args, tokenizer, max(args.test_factors) * args.length)
+    model, stored = _build(args, source, tokenizer, hook)
     lengths = _test_lengths(args, len(test), last_position(model))
     use_cache = getattr(model.config, "use_cache", None)
-    with args.main_process_first(desc="claiming the work folder"):
-        claim(work, args, _IDENTITY)
+    own_work()
     trainer = SoftextTrainer(
         model=model,
         args=args,
@@ -174,9 +183,9 @@ def train_causal_lm(args: CausalLMArguments) -> CausalLMResult:
         # a pickle that says nothing the card does not
         (staged / "training_args.bin").unlink(missing_ok=True)
         forget_loss(staged)
-        facts = _facts(args, trainer, len(train), len(test))
+        facts = hook.facts(_facts(args, trainer, len(train), len(test)))
         _write_results(staged / RESULTS, facts, result)
-        write_causal_lm_card(staged, final.name, facts, losses, passkeys)
+        hook.write_card(write_causal_lm_card, staged, final, facts, losses, passkeys)
         publish(staged, final, work)
     trainer.accelerator.wait_for_everyone()
     return result
@@ -214,10 +223,12 @@ def _test_lengths(args: CausalLMArguments, held_out: int, last: int | None) -> l
     return [length for length in wanted if length <= limit]
 
 
-def _build(args: CausalLMArguments, tokenizer: Any, longest: int) -> tuple[Any, torch.dtype]:
+def _build(
+    args: CausalLMArguments, source: str | None, tokenizer: Any, hook: ModelHook
+) -> tuple[Any, torch.dtype]:
     """The model on its attention, in float32, and the dtype to save it in."""
-    if args.model:
-        model, stored = load_model(args.model)
+    if source:
+        model, stored = load_model(source, hook)
         size = model.config.get_text_config().vocab_size
         if size < len(tokenizer):
             raise ValueError(
@@ -225,11 +236,11 @@ def _build(args: CausalLMArguments, tokenizer: Any, longest: int) -> tuple[Any, 
                 f"model={args.model!r} only {size}."
             )
     else:
-        given = args.overrides()
+        given, longest = args.overrides(), max(args.test_factors) * args.length
         config = fresh_config(args.model_type or "", args.config, given, tokenizer, longest)
         model, stored = transformers.AutoModelForCausalLM.from_config(config), torch.float32
     set_attention(model, args.attention, args.method_parameters())
-    return model, stored
+    return hook.wrap(model, stored)
 
 
 def _facts(

@@ -14,6 +14,7 @@ from hf_softext.attention.apply import apply_attention
 from hf_softext.attention.verify import verify_attention
 from hf_softext.catalog import did_you_mean, find, methods
 from hf_softext.training.byte_tokenizer import byte_tokenizer
+from hf_softext.training.model_hook import ModelHook
 
 
 def load_tokenizer(tokenizer: str | None, model: str | None) -> Any:
@@ -117,10 +118,10 @@ def set_attention(model: Any, name: str | None, parameters: dict[str, Any]) -> N
         model.set_attn_implementation(name)
 
 
-def load_model(source: str) -> tuple[Any, torch.dtype]:
+def load_model(source: str, hook: ModelHook) -> tuple[Any, torch.dtype]:
     """A checkpoint in float32, and the dtype that it was stored in."""
     stored = AutoConfig.from_pretrained(source).dtype
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model = hook.load(AutoModelForCausalLM, source, dtype=torch.float32)
     return model, stored if isinstance(stored, torch.dtype) else torch.float32
 
 

@@ -26,6 +26,7 @@ from hf_softext.training.checkpoints import claim, needed, publish, train_to_end
 from hf_softext.training.classifier_arguments import ClassifierArguments
 from hf_softext.training.classifier_card import write_classifier_card
 from hf_softext.training.loss_state import forget_loss
+from hf_softext.training.model_hook import ModelHook
 from hf_softext.training.scores import classification_scores
 from hf_softext.training.softext_trainer import SoftextTrainer
 from hf_softext.version import __version__
@@ -38,6 +39,9 @@ _IDENTITY = [
     "teacher",
     "aux_head",
     "align_gradients",
+    "adapter",
+    "adapter_kwargs",
+    "quantization",
     "data",
     "data_config",
     "test_data",
@@ -88,7 +92,9 @@ class ClassifierResult:
 
 
 def train_classifier(
-    args: ClassifierArguments, make_trainer: Callable[..., SoftextTrainer] = SoftextTrainer
+    args: ClassifierArguments,
+    make_trainer: Callable[..., SoftextTrainer] = SoftextTrainer,
+    hook: ModelHook | None = None,
 ) -> ClassifierResult:
     """Train a text classifier with a loss by name.
 
@@ -100,6 +106,7 @@ def train_classifier(
         args: `model`, `data` and `output_dir` say what; the rest has defaults. Where they have a
             `teacher`, its classes decide the order of the labels.
         make_trainer: what is called for a Trainer, with the keywords of `SoftextTrainer`.
+        hook: what else is done with the model; by default nothing.
 
     Returns:
         Where the checkpoint is and how it scored.
@@ -111,7 +118,7 @@ def train_classifier(
         FileExistsError: `output_dir` is there already.
     """
     final, work = Path(needed(args, "output_dir")), Path(f"{args.output_dir}.partial")
-    source = needed(args, "model")
+    source, hook = needed(args, "model"), hook or ModelHook()
     args.check()
     find(args.loss, "loss")
     if final.exists():
@@ -125,10 +132,14 @@ def train_classifier(
         labels = _labels(getattr(args, "teacher", None) or source, train)
         rows, held_out = (_encode(part, tokenizer, labels, args) for part in (train, test))
 
+    def own_work() -> None:
+        with args.main_process_first(desc="claiming the work folder"):
+            claim(work, args, [name for name in _IDENTITY if hasattr(args, name)])
+
+    source = hook.source(args, tokenizer, train, own_work)
     set_seed(args.seed)
-    model, stored = _build(args, labels)
-    with args.main_process_first(desc="claiming the work folder"):
-        claim(work, args, [name for name in _IDENTITY if hasattr(args, name)])
+    model, stored = _build(args, source, labels, hook)
+    own_work()
     trainer = make_trainer(
         model=model,
         args=args,
@@ -157,10 +168,10 @@ def train_classifier(
         # a pickle that says nothing the card does not
         (staged / "training_args.bin").unlink(missing_ok=True)
         forget_loss(staged)
-        facts = _facts(args, trainer, labels, len(train), len(test))
+        facts = hook.facts(_facts(args, trainer, labels, len(train), len(test)))
         content = json.dumps({**facts, "scores": scores}, indent=2)
         (staged / RESULTS).write_text(content + "\n", encoding="utf-8")
-        write_classifier_card(staged, final.name, facts, scores)
+        hook.write_card(write_classifier_card, staged, final, facts, scores)
         publish(staged, final, work)
     trainer.accelerator.wait_for_everyone()
     return result
@@ -194,12 +205,14 @@ def _encode(rows: Dataset, tokenizer: Any, labels: Labels, args: ClassifierArgum
     return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
 
-def _build(args: ClassifierArguments, labels: Labels) -> tuple[Any, torch.dtype]:
+def _build(
+    args: ClassifierArguments, source: str, labels: Labels, hook: ModelHook
+) -> tuple[Any, torch.dtype]:
     """The model on its attention, in float32, and the dtype to save it in."""
-    source = needed(args, "model")
     stored = AutoConfig.from_pretrained(source).dtype
     names = dict(enumerate(labels.names)) or {0: "LABEL_0"}
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = hook.load(
+        AutoModelForSequenceClassification,
         source,
         num_labels=len(names),
         id2label=names,
@@ -211,7 +224,7 @@ def _build(args: ClassifierArguments, labels: Labels) -> tuple[Any, torch.dtype]
     set_attention(model, args.attention, args.method_parameters())
     if args.freeze_encoder:
         model.base_model.requires_grad_(False)
-    return model, stored if isinstance(stored, torch.dtype) else torch.float32
+    return hook.wrap(model, stored if isinstance(stored, torch.dtype) else torch.float32)
 
 
 def _facts(
