@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig
 
-from hf_softext.quantization.baq.linear import BaqLinear
 from hf_softext.quantization.baq.size import SizeReport, size_report
 from hf_softext.training.adapter_base import BASE, quantized_base, write_base
 from hf_softext.training.adapter_card import write_adapter_card
@@ -70,7 +68,6 @@ class AdapterHook(ModelHook):
         in_full = [*heads, *untrained_modules(model, self._missing)]
         wrapped = self._adapted(model, self._config(in_full))
         self._model_config = model.config
-        _leave_to_files(wrapped)
         self._about = {
             "adapter": self.args.adapter,
             "adapter_kwargs": self.args.keywords(),
@@ -170,17 +167,6 @@ def untrained_modules(model: nn.Module, missing: set[str]) -> list[str]:
             )
         found.append(owner)
     return list(dict.fromkeys(found))
-
-
-def _leave_to_files(model: nn.Module) -> None:
-    """Have data parallel processes send each other no quantized weight.
-
-    They have all read the same file, would do it before every step, and cannot: gloo and NCCL know
-    no uint16.
-    """
-    quantized = (item for item in model.named_modules() if isinstance(item[1], BaqLinear))
-    names = [f"{name}.{buffer}" for name, part in quantized for buffer, _ in part.named_buffers()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def _baq_size(model: Any) -> SizeReport | None:

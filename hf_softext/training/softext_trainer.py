@@ -15,6 +15,7 @@ from hf_softext.training.loss_state import load_loss, save_loss
 from hf_softext.training.output_layer import OutputLayer
 from hf_softext.training.perp_grad import PerpGradCallback
 from hf_softext.training.problem import aligned_labels, is_causal
+from hf_softext.training.quantized_buffers import leave_to_files
 from hf_softext.training.training_report import REPORT, check_report, write_training_report
 
 
@@ -64,6 +65,7 @@ class SoftextTrainerMixin:
             )
         super().__init__(*args, **kwargs)
         check_report(getattr(self.args, "report", False))
+        leave_to_files(self.model)
         if self.args.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor has no effect on a loss by name: use loss='ce' with "
