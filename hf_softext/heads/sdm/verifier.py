@@ -7,14 +7,20 @@ from typing import Any
 
 import torch
 
+from hf_softext.heads.backbone import backbone, evaluating
+from hf_softext.heads.pooling import pooled_features
+from hf_softext.heads.sdm.completions import Text, completion_rows
 from hf_softext.heads.sdm.config import SdmConfig
 from hf_softext.heads.sdm.head import SdmHead
-from hf_softext.heads.sdm.model import SdmForSequenceClassification
+from hf_softext.heads.sdm.output import SdmOutput
+from hf_softext.heads.sdm.saving import check_attached
+from hf_softext.heads.sdm.verifier_card import write_verifier_card
 
 BAD, GOOD = 0, 1
+CLASSES = {BAD: "bad", GOOD: "good"}
+POOLING = "last_mean"
 # of a completion that the head takes for a wrong one
 PREDICTED_BAD = "predicted_bad"
-Text = str | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -22,16 +28,18 @@ class SdmVerdict:
     """What is said of one completion.
 
     Attributes:
+        label: "good" or "bad"; None where the model's states are not finite.
         admit: it is predicted good, in the high-reliability region: it may be relied on.
         admit_lower: it still is with the lower bound of the distance; the paper recommends this.
         reason: "admitted", "predicted_bad", or why the head refuses, see `SdmOutput`.
-        score: the head's output for "good", from 0 to 1.
+        score: the head's output for "good", from 0 to 1; NaN where there is no label.
         score_lower: the same with the lower bound.
         similarity: q, the run of nearest training completions that speak for it.
         distance: d, 1 is as near as any calibration row, 0 farther than all.
         exemplars: the nearest training completions: "id", "text", "label", "predicted", "distance".
     """
 
+    label: str | None
     admit: bool
     admit_lower: bool
     reason: str
@@ -55,14 +63,14 @@ class SdmVerifier:
     Args:
         model: the causal language model that the head was fitted on.
         tokenizer: of the model.
-        head: of these two classes.
+        head: of these two classes; it is moved to where the model is.
 
     Raises:
-        ValueError: a head of other classes, or of another model.
+        ValueError: a head of other classes or features, or of another model.
 
     Notes:
-        A text and its completion are tokenised apart. Where `generate` chose other tokens for the
-        same text, token ids in place of texts are surer.
+        Prompt and completion are tokenised apart. Where `generate` chose other tokens for the same
+        text, token ids in place of texts are surer.
 
     Reference:
         A. Schmaltz, "Similarity-Distance-Magnitude Language Models", 2025, arXiv 2510.26183: the
@@ -70,13 +78,16 @@ class SdmVerifier:
     """
 
     def __init__(self, model: Any, tokenizer: Any, head: SdmHead):
-        if dict(head.config.id2label) != {BAD: "bad", GOOD: "good"}:
+        config = head.config
+        if dict(config.id2label) != CLASSES or config.pooling != POOLING:
             raise ValueError(
-                f"a head for {dict(head.config.id2label)} is no verifier: make one with "
-                "SdmVerifier.fit."
+                f"a head for the classes {', '.join(config.id2label.values()) or 'without names'} "
+                f"with pooling={config.pooling!r} is no verifier: make one with SdmVerifier.fit."
             )
-        self.model, self.tokenizer, self.head = model, tokenizer, head
-        self._classifier = SdmForSequenceClassification.from_backbone(model, head)
+        check_decoder(model)
+        check_attached(head, model)
+        self.model, self.tokenizer = model, tokenizer
+        self.head = head.to(next(backbone(model).parameters()).device).eval()
 
     @classmethod
     def fit(
@@ -111,26 +122,19 @@ class SdmVerifier:
             **settings: of `SdmConfig`.
 
         Raises:
-            ValueError: lists of different lengths, all good or all bad, an empty completion or one
-                that is too long; and what `SdmHead.fit` raises.
+            TypeError: as `completion_rows` and `SdmHead.fit`.
+            ValueError: as these; lists of different lengths, or all good or all bad.
         """
-        good = [bool(one) for one in is_good]
-        if len(set(good)) < 2:
-            raise ValueError(
-                f"is_good is {good[0] if good else 'empty'} throughout: a verifier needs right and "
-                "wrong completions to learn from."
-            )
-        if len(good) != len(prompts):
-            raise ValueError(f"is_good has {len(good)} values for {len(prompts)} prompts.")
-        _check_decoder(model)
-        rows = _rows(tokenizer, prompts, completions, max_length or _positions(model))
+        check_decoder(model)
+        rows = completion_rows(tokenizer, prompts, completions, max_length or positions(model))
+        good = check_flags(is_good, len(prompts))
         head = SdmHead.fit(
             model,
             None,
             [{**row, "label": int(one)} for row, one in zip(rows, good, strict=True)],
-            pooling="last_mean",
+            pooling=POOLING,
             feature_batch_size=batch_size,
-            config=SdmConfig(alpha=alpha, id2label={BAD: "bad", GOOD: "good"}),
+            config=SdmConfig(alpha=alpha, id2label=CLASSES),
             work_dir=work_dir,
             progress=progress,
             **settings,
@@ -154,17 +158,25 @@ class SdmVerifier:
             exemplars: how many nearest training completions come with each verdict.
 
         Raises:
-            ValueError: lists of different lengths, or an empty completion.
+            TypeError: as `completion_rows`.
+            ValueError: as `completion_rows`, or a batch_size below 1.
         """
-        rows = _rows(self.tokenizer, prompts, completions, _positions(self.model))
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        rows = completion_rows(self.tokenizer, prompts, completions, positions(self.model))
         found: list[SdmVerdict] = []
         for start in range(0, len(rows), batch_size):
-            found += self._judge([row["input_ids"] for row in rows[start:][:batch_size]], exemplars)
+            output = self._output([row["input_ids"] for row in rows[start : start + batch_size]])
+            found += _verdicts(output, self.head.neighbours(output, exemplars))
         return found
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write the head's files; the model is not written, and not changed by any of this."""
-        self.head.save_pretrained(save_directory)
+        """Write the head's files, and a README where there is none; the model is not written."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "README.md").exists():
+            write_verifier_card(folder / "README.md", self.head)
+        self.head.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(
@@ -179,79 +191,87 @@ class SdmVerifier:
             **download: see `SdmHead.from_pretrained`.
 
         Raises:
-            ValueError: another model, or files that do not fit together.
+            ValueError: another model, a head of other classes, or files that do not fit together.
+            OSError: files that are not there.
         """
-        return cls(model, tokenizer, SdmHead.from_pretrained(name_or_path, model=model, **download))
+        return cls(model, tokenizer, SdmHead.from_pretrained(name_or_path, **download))
 
-    def _judge(self, ids: list[list[int]], exemplars: int) -> list[SdmVerdict]:
+    @torch.no_grad()
+    def _output(self, ids: list[list[int]]) -> SdmOutput:
         width = max(map(len, ids))
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-        output: Any = self._classifier(input_ids=padded, attention_mask=mask)
-        near = self.head.neighbours(output, exemplars)
-        found = []
-        for row in range(len(ids)):
-            good = int(output.prediction[row]) == GOOD
-            refused = output.reason[row] if int(output.prediction[row]) < 0 else PREDICTED_BAD
-            found.append(
-                SdmVerdict(
-                    admit=good and bool(output.admit[row]),
-                    admit_lower=good and bool(output.admit_lower[row]),
-                    reason=output.reason[row] if good else refused,
-                    score=float(output.probs[row, GOOD]),
-                    score_lower=float(output.probs_lower[row, GOOD]),
-                    similarity=float(output.similarity[row]),
-                    distance=float(output.distance[row]),
-                    exemplars=near[row],
-                )
-            )
-        return found
+        batch = {
+            "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in ids]),
+            "attention_mask": torch.tensor(
+                [[1] * len(row) + [0] * (width - len(row)) for row in ids]
+            ),
+        }
+        # a model in the midst of training is to be in training mode afterwards
+        with evaluating(backbone(self.model)):
+            features = pooled_features(self.model, batch, POOLING, self.head.config.layers)
+        return self.head(features)
 
 
-def _rows(
-    tokenizer: Any, prompts: Sequence[Text], completions: Sequence[Text], longest: int | None
-) -> list[dict[str, Any]]:
-    if isinstance(prompts, str) or isinstance(completions, str):
-        raise ValueError("prompts and completions must be lists, also of a single one.")
-    if len(prompts) != len(completions):
+def check_flags(is_good: Sequence[bool], count: int) -> list[bool]:
+    """Flags of completions as bools.
+
+    Raises:
+        ValueError: another count, flags that are neither true nor false, or all alike.
+    """
+    flags = list(is_good)
+    if len(flags) != count:
+        raise ValueError(f"is_good has {len(flags)} values for {count} prompts.")
+    wrong = [one for one in flags if not isinstance(one, str) and one not in (0, 1)]
+    wrong += [one for one in flags if isinstance(one, str)]
+    if wrong:
+        raise ValueError(f"is_good holds {wrong[0]!r}: give True or False for each completion.")
+    good = [bool(one) for one in flags]
+    if len(set(good)) < 2:
         raise ValueError(
-            f"{len(prompts)} prompts and {len(completions)} completions: give one each."
+            f"is_good is {good[0] if good else 'empty'} throughout: a verifier needs right and "
+            "wrong completions to learn from."
         )
-    rows = []
-    for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        end = _ids(tokenizer, completion, special=False)
-        if not end:
-            raise ValueError(f"completion {place} is empty: there is nothing to judge.")
-        ids = _ids(tokenizer, prompt, special=True) + end
-        if longest is not None and len(ids) > longest:
-            raise ValueError(
-                f"prompt {place} and its completion have {len(ids)} tokens, and {longest} are the "
-                "most: shorten the prompt; a verdict on a part would not be on the answer."
-            )
-        rows.append(
-            {"input_ids": ids, "text": _text(tokenizer, prompt) + _text(tokenizer, completion)}
-        )
-    return rows
+    return good
 
 
-def _ids(tokenizer: Any, text: Text, special: bool) -> list[int]:
-    if not isinstance(text, str):
-        return [int(token) for token in text]
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-
-def _text(tokenizer: Any, text: Text) -> str:
-    return text if isinstance(text, str) else tokenizer.decode(text, skip_special_tokens=True)
-
-
-def _positions(model: Any) -> int | None:
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None)
-
-
-def _check_decoder(model: Any) -> None:
+def check_decoder(model: Any) -> None:
+    """Raise ValueError for a model that reads prompts apart from completions."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{type(model).__name__} reads prompts apart from completions: verifiers are for "
-            "causal language models."
+            f"model={type(model).__name__} is an encoder-decoder: verifiers are for causal "
+            "language models, whose hidden states cover prompt and completion."
         )
+
+
+def positions(model: Any) -> int | None:
+    """Most tokens that a model takes, as far as its config says."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _verdicts(output: SdmOutput, exemplars: list[list[dict[str, Any]]]) -> list[SdmVerdict]:
+    columns: Any = (
+        output.prediction,
+        output.admit,
+        output.admit_lower,
+        output.probs[:, GOOD],  # pyright: ignore[reportOptionalSubscript]
+        output.probs_lower[:, GOOD],  # pyright: ignore[reportOptionalSubscript]
+        output.similarity,
+        output.distance,
+    )
+    rows = zip(*(one.tolist() for one in columns), strict=True)
+    found = []
+    for row, reason, near in zip(rows, output.reason or [], exemplars, strict=True):
+        label, admit, admit_lower, score, score_lower, similarity, distance = row
+        found.append(
+            SdmVerdict(
+                label=CLASSES.get(label),
+                admit=label == GOOD and admit,
+                admit_lower=label == GOOD and admit_lower,
+                reason=PREDICTED_BAD if label == BAD else reason,
+                score=score if label in CLASSES else float("nan"),
+                score_lower=score_lower if label in CLASSES else float("nan"),
+                similarity=similarity,
+                distance=distance,
+                exemplars=near,
+            )
+        )
+    return found
