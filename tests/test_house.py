@@ -38,12 +38,22 @@ ALLOWED = {
     "registration": {"catalog", "attention", "quantization", "adapters", "heads"},
     "coverage": BASE | {"attention", "registration"},
     "training": BASE
-    | {"adapters", "attention", "losses", "metrics", "optim", "quantization", "registration"},
+    | {
+        "adapters",
+        "attention",
+        "heads",
+        "losses",
+        "metrics",
+        "optim",
+        "quantization",
+        "registration",
+    },
     "demo": BASE | {"attention", "registration", "training"},
     "cli": BASE
     | {
         "adapters",
         "attention",
+        "heads",
         "losses",
         "quantization",
         "registration",

@@ -139,6 +139,86 @@ def export(
     commands.export(checkpoint, out, dtype)
 
 
+@app.command(
+    "verify-fit",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def verify_fit(context: typer.Context) -> None:
+    """Fit an SDM head: which predictions may be relied on. MODEL or CONFIG.yaml, [--name value].
+
+    For example: softext verify-fit MODEL --data train.csv --out NEW --alpha 0.95 --report
+
+    The data has a text and its label, or a prompt, its completion and whether that is_good.
+    Started again with the same arguments, an interrupted run continues. `softext verify-fit --help`
+    lists every argument. Several processes: `accelerate launch trainers/train_verifier.py`.
+    """
+    from hf_softext.cli import verify_fit as commands
+
+    commands.verify_fit(context.args)
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of an SDM head.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled rows to measure on. [default: the head's calibration rows]"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Its model, if DIR has none; needed with --data.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page. [default: DIR/report.html]")] = None,
+    text_column: Annotated[str, typer.Option(help="The column of the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="The column of the labels.")] = "label",
+    prompt_column: Annotated[str, typer.Option(help="The column of the prompts.")] = "prompt",
+    completion_column: Annotated[
+        str, typer.Option(help="The column of the completions.")
+    ] = "completion",
+    good_column: Annotated[
+        str, typer.Option(help="The column that says whether a completion is good.")
+    ] = "is_good",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A hub id or a folder. [default: the model's]")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a row. [default: as in the fit]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the model. [default: as in the fit]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once in the model.")] = 32,
+    worst: Annotated[int, typer.Option(min=0, help="Errors that are shown.")] = 10,
+    use_cpu: Annotated[bool, typer.Option("--use-cpu", help="Stay on the CPU.")] = False,
+) -> None:
+    """Write the page of an SDM head: what it admits and why, its errors, its region.
+
+    Where nothing is admitted, it says which class is in the way and which alpha would do.
+    """
+    from hf_softext.cli import verify_fit as commands
+
+    columns = {
+        "text": text_column,
+        "label": label_column,
+        "prompt": prompt_column,
+        "completion": completion_column,
+        "good": good_column,
+    }
+    commands.report(
+        folder,
+        data,
+        model,
+        columns,
+        out=out,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        dtype=dtype,
+        batch_size=batch_size,
+        worst=worst,
+        use_cpu=use_cpu,
+    )
+
+
 @app.command()
 def coverage(
     out: Annotated[Path, typer.Option(help="File of results; continued if it is there.")] = Path(

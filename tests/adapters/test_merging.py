@@ -99,7 +99,7 @@ def test_what_a_parallel_adapter_adds():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(dtype):
-    module = layer(nn.Linear(5, 7).to(dtype))
+    module = layer(nn.Linear(5, 7).to(dtype), placement="serial")
     matrix = module._matrix("default")
     assert matrix.dtype == torch.float32
     exact = (torch.eye(7) + matrix) @ module.base_layer.weight.float()

@@ -179,7 +179,6 @@ def test_which_modules(given, count):
         ),
         (lambda: nn.Sequential(nn.Linear(2, 2)), {}, ValueError, "specify `target_modules`"),
     ],
-    ids=str,
 )
 def test_wrong_targets_leave_the_model_as_it_was(model, given, error, message):
     base = model()

@@ -31,7 +31,7 @@ def bert_base():
 )
 def test_a_bert_of_the_usual_size(given, trained):
     size = adapter_size(bert_base(), SnnkConfig(**given))
-    assert size == AdapterSize(24, trained, 24 * 768 * given["num_features"])
+    assert size == AdapterSize(24, trained, 12 * (768 + 3072) * given["num_features"])
 
 
 def test_a_model_stays_as_it_is_and_other_methods_can_be_counted():
@@ -54,7 +54,7 @@ def test_softext_info_counts_for_a_model(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Scalable Neural Network Kernels" in out
     rows = {line.split()[1]: line.split() for line in out.splitlines() if "num_features=" in line}
-    assert rows["num_features=16"][2:] == ["24", "313,344", "0.286%", "294,912"]
+    assert rows["num_features=16"][2:] == ["24", "313,344", "0.286%", "737,280"]
     assert "294,912" in next(line for line in out.splitlines() if "lora, r=8" in line)
     with pytest.raises(ValueError, match="'baq' is none"):
         print_info("baq", str(tmp_path))

@@ -14,17 +14,18 @@ from hf_softext.adapters.snnk.config import SnnkConfig
 from . import test_custom_models as theirs
 from . import testing_common
 
-LINEAR = {"kernel": "linear"}
+SERIAL = {"placement": "serial"}
+LINEAR = SERIAL | {"kernel": "linear"}
 PARALLEL = LINEAR | {"placement": "parallel"}
 # name, model, config class, arguments: as their rows for methods that go into linear layers
 ROWS = [
     ("MLP str", "MLP", {"target_modules": "lin0"}),
-    ("MLP list", "MLP", {"target_modules": ["lin0"]}),
-    ("MLP two", "MLP", {"target_modules": ["lin0", "lin1"]}),
+    ("MLP serial", "MLP", SERIAL),
+    ("MLP two", "MLP", SERIAL | {"target_modules": ["lin0", "lin1"]}),
     ("MLP head", "MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
     ("MLP drawn again", "MLP", {"target_modules": ["lin0"], "save_projection": False}),
     ("MLP parallel up", "MLP", {"placement": "parallel", "down_sample": 3}),
-    ("MLP cos", "MLP", {"kernel": "cos", "orthogonal": False}),
+    ("MLP cos", "MLP", SERIAL | {"kernel": "cos", "orthogonal": False}),
     ("MLP linear", "MLP", LINEAR),
     ("MLP linear parallel", "MLP", PARALLEL | {"modules_to_save": ["lin1"]}),
     ("MLP linear up", "MLP", LINEAR | {"down_sample": 3, "target_modules": ["lin0", "lin1"]}),

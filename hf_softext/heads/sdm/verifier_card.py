@@ -7,7 +7,7 @@ from typing import Any
 USAGE = """import hf_softext
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{model}")
+model = AutoModelForCausalLM.from_pretrained("{model}"{dtype})
 tokenizer = AutoTokenizer.from_pretrained("{model}")
 verifier = hf_softext.SdmVerifier.from_pretrained("{folder}", model, tokenizer)
 for answer in hf_softext.generate_verified(model, verifier, ["a prompt"], max_new_tokens=50):
@@ -49,7 +49,7 @@ def write_verifier_card(path: Path, head: Any) -> None:
     model = Path(model).name if Path(model).is_absolute() else model
     empty = bool(head.region.min_similarity.isinf())
     text = _TEXT.format(
-        usage=USAGE.format(model=model, folder="this folder or repository"),
+        usage=USAGE.format(model=model, dtype="", folder="this folder or repository"),
         model=model,
         alpha=head.config.alpha,
         support=len(head.support_ids),
