@@ -2,7 +2,6 @@
 this package."""
 
 from hf_softext.functional.chunked_attention import chunked_attention
-from hf_softext.functional.class_moments import class_moments, merge_moments
 from hf_softext.functional.extended_sum import ExtendedSum
 from hf_softext.functional.fused_attention import fused_attention
 from hf_softext.functional.gaussian import gaussian_attention, gaussian_kernel
@@ -42,7 +41,6 @@ __all__ = [
     "align_gradients",
     "bag_risk",
     "chunked_attention",
-    "class_moments",
     "cos_features",
     "cos_weights",
     "exponential_tower",
@@ -60,7 +58,6 @@ __all__ = [
     "logistic_regression",
     "low_rank_gaussian",
     "masked_softmax",
-    "merge_moments",
     "naive_bayes_linear",
     "nearest_on_simplex",
     "nearest_rows",

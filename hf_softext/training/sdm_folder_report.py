@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import AutoConfig
 
 from hf_softext.heads.features import extract_features
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.saving import check_attached
 from hf_softext.heads.sdm.verifier import positions
-from hf_softext.training.causal_lm_model import describe_source
+from hf_softext.training.causal_lm_model import describe_source, load_tokenizer
 from hf_softext.training.sdm_judged import is_verifier, judge_rows
 from hf_softext.training.sdm_report import MeasuredRows, write_sdm_report
 from hf_softext.training.training_report import REPORT, check_report
@@ -77,9 +78,9 @@ def report_folder(
         if dtype is None:
             dtype = str(noted.get("dtype")) if noted.get("dtype") in DTYPES else "auto"
         facts |= {"data": describe_source(data), "max_length": max_length, "dtype": dtype}
-        state = PartialState(cpu=use_cpu)
-        loaded, words = load_backbone(_source(head, place, model), tokenizer, dtype, state)
-        check_attached(head, loaded)
+        source = _source(head, place, model)
+        model_config = AutoConfig.from_pretrained(source)
+        words = load_tokenizer(tokenizer, source)
         _, rows = read_rows(
             data,
             columns or Columns(),
@@ -87,9 +88,11 @@ def report_folder(
             config=None,
             split="test",
             tokenizer=words,
-            longest=max_length or positions(loaded),
+            longest=max_length or positions(model_config),
             names=[str(head.label_name(one)) for one in range(head.thresholds.numel())],
         )
+        loaded = load_backbone(source, model_config, dtype, PartialState(cpu=use_cpu))
+        check_attached(head, loaded)
         features = extract_features(
             loaded,
             words,

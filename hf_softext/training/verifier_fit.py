@@ -12,11 +12,12 @@ import torch
 import transformers
 from accelerate import PartialState
 from torch import Tensor
+from transformers import AutoConfig
 
 from hf_softext.heads.backbone import backbone_fingerprint, default_pooling
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.verifier import POOLING, check_decoder, check_flags, positions
-from hf_softext.training.causal_lm_model import describe_source
+from hf_softext.training.causal_lm_model import describe_source, load_tokenizer
 from hf_softext.training.checkpoints import claim, needed, publish
 from hf_softext.training.sdm_diagnosis import Diagnosis, diagnose, least_similarity
 from hf_softext.training.sdm_judged import Judged, judge_rows
@@ -129,9 +130,11 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
     if final.exists():
         raise FileExistsError(f"output_dir={str(final)!r} exists: remove it or choose another.")
     state = PartialState(cpu=args.use_cpu)
-    model, tokenizer = load_backbone(source, args.tokenizer, args.dtype, state)
+    model_config = AutoConfig.from_pretrained(source)
+    tokenizer = load_tokenizer(args.tokenizer, source)
     with state.main_process_first():
-        task, train, test, repeated = _read(args, model, tokenizer)
+        task, train, test, repeated = _read(args, model_config, tokenizer)
+    model = load_backbone(source, model_config, args.dtype, state)
     with state.main_process_first():
         claim(work, args, _IDENTITY)
     default = POOLING if task == "generation" else default_pooling(model)
@@ -180,7 +183,7 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
 
 
 def _read(
-    args: VerifierArguments, model: Any, tokenizer: Any
+    args: VerifierArguments, model_config: Any, tokenizer: Any
 ) -> tuple[str, LabelledRows, LabelledRows, int]:
     """The task, rows to fit on, rows to measure on, and how many of these were left out."""
     columns = Columns(
@@ -190,8 +193,9 @@ def _read(
         args.completion_column,
         args.good_column,
     )
-    given: dict[str, Any] = {"tokenizer": tokenizer, "longest": args.max_length or positions(model)}
-    known = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    longest = args.max_length or positions(model_config)
+    given: dict[str, Any] = {"tokenizer": tokenizer, "longest": longest}
+    known = [str(name) for _, name in sorted((model_config.id2label or {}).items())]
     task, train = read_rows(
         needed(args, "data"),
         columns,
@@ -215,7 +219,7 @@ def _read(
     else:
         train, test = train.held_out(args.held_out, args.seed)
     if task == "generation":
-        check_decoder(model)
+        check_decoder(model_config)
         check_flags([bool(one) for one in train.labels], len(train.labels))
         if args.pooling not in (None, POOLING):
             raise ValueError(f"pooling={args.pooling!r}: a generation is judged with {POOLING}.")

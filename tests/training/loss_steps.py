@@ -100,6 +100,8 @@ def main(folder: str, loss: str, kind: str) -> None:
     if PartialState().is_main_process:
         found = {"gradient": gradient, "loss": torch.tensor([value])}
         save_file(found, Path(folder) / "gradient.safetensors")
+    # else threads of gloo may outlive the interpreter, which aborts
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

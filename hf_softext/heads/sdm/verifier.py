@@ -84,7 +84,7 @@ class SdmVerifier:
                 f"a head for the classes {', '.join(config.id2label.values()) or 'without names'} "
                 f"with pooling={config.pooling!r} is no verifier: make one with SdmVerifier.fit."
             )
-        check_decoder(model)
+        check_decoder(model.config)
         check_attached(head, model)
         self.model, self.tokenizer = model, tokenizer
         self.head = head.to(next(backbone(model).parameters()).device).eval()
@@ -125,8 +125,10 @@ class SdmVerifier:
             TypeError: as `completion_rows` and `SdmHead.fit`.
             ValueError: as these; lists of different lengths, or all good or all bad.
         """
-        check_decoder(model)
-        rows = completion_rows(tokenizer, prompts, completions, max_length or positions(model))
+        check_decoder(model.config)
+        rows = completion_rows(
+            tokenizer, prompts, completions, max_length or positions(model.config)
+        )
         good = check_flags(is_good, len(prompts))
         head = SdmHead.fit(
             model,
@@ -163,7 +165,7 @@ class SdmVerifier:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
-        rows = completion_rows(self.tokenizer, prompts, completions, positions(self.model))
+        rows = completion_rows(self.tokenizer, prompts, completions, positions(self.model.config))
         found: list[SdmVerdict] = []
         for start in range(0, len(rows), batch_size):
             output = self._output([row["input_ids"] for row in rows[start : start + batch_size]])
@@ -233,18 +235,18 @@ def check_flags(is_good: Sequence[bool], count: int) -> list[bool]:
     return good
 
 
-def check_decoder(model: Any) -> None:
-    """Raise ValueError for a model that reads prompts apart from completions."""
-    if getattr(model.config, "is_encoder_decoder", False):
+def check_decoder(config: Any) -> None:
+    """Raise ValueError for the config of a model that reads prompts apart from completions."""
+    if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model={type(model).__name__} is an encoder-decoder: verifiers are for causal "
-            "language models, whose hidden states cover prompt and completion."
+            f"model is an encoder-decoder ({config.model_type}): verifiers are for causal language "
+            "models, whose hidden states cover prompt and completion."
         )
 
 
-def positions(model: Any) -> int | None:
+def positions(config: Any) -> int | None:
     """Most tokens that a model takes, as far as its config says."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _verdicts(output: SdmOutput, exemplars: list[list[dict[str, Any]]]) -> list[SdmVerdict]:
