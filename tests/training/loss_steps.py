@@ -3,6 +3,7 @@
 torchrun --nproc_per_node 2 loss_steps.py FOLDER LOSS MODEL: writes FOLDER/gradient.safetensors.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ def main(folder: str, loss: str, kind: str) -> None:
     if PartialState().is_main_process:
         found = {"gradient": gradient, "loss": torch.tensor([value])}
         save_file(found, Path(folder) / "gradient.safetensors")
-    # else threads of gloo may outlive the interpreter, which aborts
-    PartialState().destroy_process_group()
+    PartialState().wait_for_everyone()
+    # threads of gloo may outlive the interpreter, which then aborts though all is done
+    os._exit(0)
 
 
 if __name__ == "__main__":
