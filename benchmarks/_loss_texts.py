@@ -182,11 +182,11 @@ TEXTS = {
         "its row is there for orientation. The second head of `dhkd` is linear, its gradients "
         "are not aligned. Small because of the CPU: the paper has tens of thousands of images "
         "and 240 epochs.",
-        "The claim does not show: `dhkd` is not told apart from `kd`. Only `dhkd` is told apart "
-        "from cross-entropy, but its gain over `kd` is far within the interval. A sceptic should note "
-        "the small data, a teacher that was not tuned and fits all of its labels, that `kd` chose "
-        "the lowest rate tried and `dhkd` the highest, and that the setup was changed after first "
-        "figures had been seen.",
+        "The claim does not show: `dhkd` is not told apart from `kd`. Only `dhkd` is told apart"
+        " from cross-entropy, but its gain over `kd` is far within the interval. A sceptic "
+        "should note the small data, a teacher that was not tuned and fits all of its labels, "
+        "that `kd` chose the lowest rate tried and `dhkd` the highest, and that the setup was "
+        "changed after first figures had been seen.",
         (TEACHER,),
         (("dhkd", "kd"),),
     ),
