@@ -1,5 +1,7 @@
 """What a quantized model takes on disk."""
 
+import copy
+
 import pytest
 import torch
 
@@ -58,8 +60,11 @@ def test_bits_are_kept_and_known_before(name, tmp_path):
 def test_the_estimate_from_a_config(tmp_path):
     model = dense("tied-llama")
     assert estimate(model.config, 6.5) == estimate(model, BaqConfig(bits=6.5))
-    half = type(model.config)(**model.config.to_dict() | {"dtype": "bfloat16"})
-    assert estimate(half, 6.5).embedding_bytes * 2 == estimate(model, 6.5).embedding_bytes
+    half = copy.deepcopy(model.config)
+    for dtype in (torch.bfloat16, "bfloat16"):
+        half.dtype = dtype
+        assert estimate(half, 6.5).embedding_bytes * 2 == estimate(model, 6.5).embedding_bytes
+        assert half.dtype == dtype
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 

@@ -190,6 +190,25 @@ def allocate(sensitivities: Mapping[str, Sensitivity], settings: Settings) -> di
     return _compete(sensitivities, settings)
 
 
+def allocate_alike(shapes: Mapping[str, tuple[int, int]], settings: Settings) -> dict[str, Tensor]:
+    """The levels of every column where all columns are alike; it takes the shapes alone.
+
+    Args:
+        shapes: (O, I) of each weight, by name.
+        settings: as for `allocate`.
+
+    Returns:
+        (I,) int16 levels by name.
+
+    Raises:
+        ValueError: `bits` cannot be reached. Columns that are always zero take no bits, and so may
+            bring fewer into reach: that only the data can tell.
+    """
+    fall = 0.25 ** torch.arange(WIDTHS, dtype=torch.float64)
+    alike = {name: Sensitivity(rows, fall.expand(n, -1)) for name, (rows, n) in shapes.items()}
+    return allocate(alike, settings)
+
+
 def _compete(sensitivities: Mapping[str, Sensitivity], settings: Settings) -> dict[str, Tensor]:
     sizes = [len(one.losses) for one in sensitivities.values()]
     planes = [plane_bits(one.rows) for one in sensitivities.values()]

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from hf_softext.quantization.baq.allocation import allocate
+from hf_softext.quantization.baq.allocation import allocate, allocate_alike
 from hf_softext.quantization.baq.blocks import find_targets
 from hf_softext.quantization.baq.experts import split_experts
 from hf_softext.quantization.baq.inputs import Inputs, Unit, columns
 from hf_softext.quantization.baq.linear import BaqLinear
 from hf_softext.quantization.baq.sequences import calibration_sequences, fingerprint
+from hf_softext.quantization.baq.size import weight_shape
 from hf_softext.quantization.baq.solver import measure, solve
 from hf_softext.quantization.baq.stages import Stage
 from hf_softext.quantization.baq.weight import QuantizedWeight, Sensitivity, Settings
@@ -70,6 +71,10 @@ def quantize_model(
         )
     split_experts(model)
     targets = find_targets(model, config.modules_to_not_convert)
+    # what cannot be reached is to be known before hours of work
+    allocate_alike(
+        {name: weight_shape(model.get_submodule(name)) for name in targets.names}, settings
+    )
     if settings.solver != "rtn":
         widest = max(columns(model.get_submodule(name)) for name in targets.names)
         _check_length(sequences, widest)

@@ -1,5 +1,6 @@
 """What a quantized model takes on disk, and for what."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from hf_softext.quantization.baq.allocation import allocate, nominal_rate, packed_rate
+from hf_softext.quantization.baq.allocation import allocate_alike, nominal_rate, packed_rate
 from hf_softext.quantization.baq.blocks import find_targets
 from hf_softext.quantization.baq.config import BaqConfig
 from hf_softext.quantization.baq.experts import split_experts
 from hf_softext.quantization.baq.grid import WIDTHS, width
 from hf_softext.quantization.baq.linear import BaqLinear
 from hf_softext.quantization.baq.packing import overhead_bits, plane_bits
-from hf_softext.quantization.baq.weight import Sensitivity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,9 +203,7 @@ def estimate(model: "PreTrainedModel | PreTrainedConfig", config: BaqConfig | fl
     split_experts(shell)
     names = find_targets(shell, given.modules_to_not_convert).names
     shapes = {name: weight_shape(shell.get_submodule(name)) for name in names}
-    fall = 0.25 ** torch.arange(WIDTHS, dtype=torch.float64)
-    flat = {name: Sensitivity(rows, fall.expand(n, -1)) for name, (rows, n) in shapes.items()}
-    levels = allocate(flat, given.settings())
+    levels = allocate_alike(shapes, given.settings())
     sizes = [
         ModuleSize(name, rows, columns, _histogram(levels[name]), given.allocation == "paper")
         for name, (rows, columns) in shapes.items()
@@ -303,5 +301,5 @@ def _on_meta(model: "PreTrainedModel | PreTrainedConfig") -> "PreTrainedModel":
     else:
         config, dtype, make = model.config, model.dtype, type(model)._from_config
     with torch.device("meta"):
-        shell: Any = make(config)
-    return shell if dtype is None else shell.to(dtype)
+        # transformers writes the dtype, also one that is a string, into the config
+        return make(copy.deepcopy(config), dtype=dtype)
