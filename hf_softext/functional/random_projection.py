@@ -42,12 +42,13 @@ def random_projection(
 
     if not orthogonal:
         return normal(rows, columns).float()
-    blocks = []
+    # all of it at once, so that one that memory cannot hold is an error before anything is drawn
+    directions = torch.empty(rows, columns, dtype=torch.float64, device="cpu")
     for start in range(0, rows, columns):
-        q, r = torch.linalg.qr(normal(columns, min(columns, rows - start)))
+        block = directions[start : start + columns]
+        q, r = torch.linalg.qr(normal(columns, len(block)))
         # the signs that LAPACK chooses are not uniform
-        blocks.append((q * r.diagonal().sign()).T)
-    directions = torch.cat(blocks)
+        block.copy_((q * r.diagonal().sign()).T)
     if equal_norms:
         return (directions * columns**0.5).float()
     lengths = torch.linalg.vector_norm(normal(rows, columns), dim=1, keepdim=True)

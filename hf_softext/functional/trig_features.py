@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_softext.functional.without_autocast import without_autocast
+
 # a = b = sqrt(i): of the pairs with a b = i the one with the lowest spread where x and w are of
 # like length. The authors' notebook has a = i, b = 1.
 BALANCED = complex(math.sqrt(0.5), math.sqrt(0.5))
@@ -38,7 +40,7 @@ def exponential_tower(
         notebook; the logarithm is ours, as $(1 + 4M)^{D/4}$ alone exceeds float32 at D = 768.
     """
     square = scale * scale
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         z = F.linear(x, projection) * math.sqrt(1 + 4 * shift)
         half = x.square().sum(-1, keepdim=True) / 2
         constant = x.shape[-1] / 4 * math.log(1 + 4 * shift) - math.log(len(projection)) / 2

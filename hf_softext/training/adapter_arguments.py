@@ -148,7 +148,7 @@ def parse_adapter_arguments(
         given = yaml.safe_load(Path(words[0]).read_text(encoding="utf-8"))
         task = given.get("task") if isinstance(given, dict) else None
     task = task or "text-classification"
-    if task not in TASKS:
+    if task not in [*TASKS]:
         raise ValueError(f"task={task!r} is unknown.{did_you_mean(str(task), [*TASKS])}")
     usage = f"{usage} [CONFIG.yaml] [--task {'|'.join(TASKS)}] [--name value ...]"
     return parse_arguments(TASKS[task], words, usage)

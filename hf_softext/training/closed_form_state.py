@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hf_softext.adapters.snnk.random_features import RandomFeatures
+
 _NAME = "closed_form-{}.safetensors"
 
 
@@ -69,10 +71,16 @@ class PassFile:
 
 @torch.no_grad()
 def weights_digest(model: nn.Module) -> str:
-    """Of all parameters, by two sums of each, which takes one reading of them."""
+    """Of everything that is saved, by two sums of each, which takes one reading of them.
+
+    What a random head computes follows from more than that, and is taken in too.
+    """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.float()
-        found = [name, *parameter.shape, values.sum().item(), values.square().sum().item()]
+    for name, tensor in model.state_dict().items():
+        values = tensor.float()
+        found = [name, *tensor.shape, values.sum().item(), values.square().sum().item()]
         digest.update(repr(found).encode())
+    for module in model.modules():
+        if isinstance(module, RandomFeatures):
+            digest.update(repr(module).encode())
     return digest.hexdigest()[:16]

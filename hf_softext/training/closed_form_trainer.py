@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, speed_m
 from hf_softext.adapters.snnk.closed_form import ClosedFormFit, collect, install
 from hf_softext.adapters.snnk.feature_pass import FeaturePass, targets_of
 from hf_softext.adapters.snnk.head import SnnkHead
+from hf_softext.functional.ridge import check_ridge
 from hf_softext.training.closed_form_state import PassFile, weights_digest
 
 
@@ -66,8 +67,7 @@ class ClosedFormHeadTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        if not ridge >= 0 or ridge == float("inf"):
-            raise ValueError(f"ridge={ridge!r}: give a number of at least 0.")
+        check_ridge(ridge)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "a closed form needs the whole model in each process: leave FSDP and DeepSpeed "
@@ -108,14 +108,14 @@ class ClosedFormHeadTrainer(Trainer):
         Raises:
             ValueError: nothing to resume from.
         """
-        args, model, output = self.args, self.model, Path(str(self.args.output_dir))
-        assert isinstance(model, nn.Module)
+        args, output = self.args, Path(str(self.args.output_dir))
+        model: Any = self.model
         if resume_from_checkpoint:
             done = resume_from_checkpoint
             if done is True:
                 done = get_last_checkpoint(str(output)) if output.exists() else None
             if done:
-                return self._take_up(str(done))
+                return self._take_up(str(done), ignore_keys_for_eval)
         start = time.time()
         self.is_in_train = True
         if self.place_model_on_device:
@@ -153,15 +153,13 @@ class ClosedFormHeadTrainer(Trainer):
         metrics: dict[str, Any] = speed_metrics("train", start, num_samples=self.fit.rows)
         metrics["train_loss"] = self.fit.mean_squared_error
         self.is_in_train = False
-        self.log(dict(metrics))
+        asked = {"ridge": self.ridge, "relative": self.relative, "rows": self.fit.rows}
+        self.log({**metrics, **asked})
         folder = output / f"checkpoint-{steps}"
         if args.save_strategy != "no":
             self._publish(folder)
         file.remove()
-        if args.eval_strategy != "no":
-            self.evaluate(ignore_keys=ignore_keys_for_eval)
-            if args.save_strategy != "no" and args.should_save:
-                self._write_state(folder)
+        self._evaluate_once(folder, ignore_keys_for_eval)
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(steps, self.fit.mean_squared_error, metrics)
 
@@ -194,6 +192,7 @@ class ClosedFormHeadTrainer(Trainer):
             "rows": len(data),
             "data": str(getattr(data, "_fingerprint", "")),
             "weights": weights_digest(model),
+            "head": next((name for name, one in model.named_modules() if one is self.head), ""),
             "batch": args.train_batch_size,
             "processes": args.world_size,
         }
@@ -235,18 +234,36 @@ class ClosedFormHeadTrainer(Trainer):
         self.state.save_to_json(str(staged))
         os.replace(staged, folder / TRAINER_STATE_NAME)
 
-    def _take_up(self, checkpoint: str) -> TrainOutput:
+    def _evaluate_once(self, folder: Path, ignore_keys: list[str] | None) -> None:
+        if self.args.eval_strategy == "no":
+            return
+        self.evaluate(ignore_keys=ignore_keys)
+        if self.args.save_strategy != "no" and self.args.should_save:
+            self._write_state(folder)
+
+    def _take_up(self, checkpoint: str, ignore_keys: list[str] | None) -> TrainOutput:
         """A pass that was finished needs no other."""
         path = Path(checkpoint, TRAINER_STATE_NAME)
         if not path.is_file():
             raise ValueError(f"resume_from_checkpoint={checkpoint!r} has no {TRAINER_STATE_NAME}.")
         history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-        losses = [line["train_loss"] for line in history if "train_loss" in line]
-        if not losses:
+        found = [line for line in history if "train_loss" in line and "ridge" in line]
+        if not found:
             raise ValueError(
                 f"{checkpoint} is a checkpoint of another Trainer: start without "
                 "resume_from_checkpoint."
             )
+        line = found[-1]
+        if (line["ridge"], line["relative"]) != (self.ridge, self.relative):
+            raise ValueError(
+                f"{checkpoint} was fitted with ridge={line['ridge']}, relative={line['relative']}, "
+                f"not {self.ridge} and {self.relative}: start without resume_from_checkpoint."
+            )
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(path))
-        return TrainOutput(self.state.global_step, losses[-1], {"train_loss": losses[-1]})
+        loss = line["train_loss"]
+        self.fit = ClosedFormFit(line["rows"], loss)
+        # a run that was broken off after its checkpoint
+        if not any(key.startswith("eval_") for one in history for key in one):
+            self._evaluate_once(Path(checkpoint), ignore_keys)
+        return TrainOutput(self.state.global_step, loss, {"train_loss": loss})

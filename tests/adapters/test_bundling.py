@@ -142,9 +142,18 @@ def test_mistakes():
     with pytest.raises(ValueError, match="there are 0 linear layers"):
         bundle_sequential(nn.Sequential(nn.Linear(2, 3)), 4)
     two = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-    for layers in (0, 2, -1):
+    for layers in (0, 2, -1, True):
         with pytest.raises(ValueError, match=f"layers={layers}"):
             bundle_sequential(two, 4, layers=layers)
+    with pytest.raises(ValueError, match=r"seed=1\.5"):
+        bundle_sequential(two, 4, seed=1.5)
+    # subclasses that compute something else
+    backwards = type("Backwards", (nn.Sequential,), {"forward": lambda self, x: x})
+    with pytest.raises(TypeError, match="is a Backwards, not"):
+        bundle_sequential(backwards(*two), 4)
+    halved = type("Halved", (nn.Linear,), {"forward": lambda self, x: x})
+    with pytest.raises(TypeError, match="module 0 is a Halved, which has no kernel"):
+        bundle_sequential(nn.Sequential(halved(2, 3), nn.ReLU(), nn.Linear(3, 2)), 4)
     with pytest.raises(ValueError, match="2 numbers for 1 bundled"):
         bundle_sequential(two, (4, 4))
     with pytest.raises(ValueError, match="num_features=0"):

@@ -156,14 +156,21 @@ def test_a_projection_that_another_release_draws_otherwise(tmp_path, monkeypatch
     )
 
 
-@saving
-def test_the_way_of_saving_is_that_of_the_file(save_projection, tmp_path):
-    trained(save_projection=save_projection).save_pretrained(tmp_path)
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"target_modules": ["query"]}, "6 of its tensors are not in the file"),
+        ({"layers_to_transform": [0]}, "6 of its tensors have no place here"),
+    ],
+    ids=["missing", "left over"],
+)
+def test_an_adapter_of_another_model(other, message, low_cpu_mem_usage, tmp_path):
+    trained().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
-    changed = {"save_projection": not save_projection}
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    with pytest.raises(ValueError, match=f"save_projection={not save_projection} here"):
-        PeftModel.from_pretrained(classifier(), tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(classifier(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
 
 
 def _cut(path):
@@ -174,11 +181,39 @@ def _cut_short(path):
     path.write_bytes(path.read_bytes()[:40])
 
 
+def _tensors(change):
+    def damage(path):
+        saved = {change(key): value for key, value in load_file(path).items()}
+        save_file({key: value for key, value in saved.items() if key}, path)
+
+    return damage
+
+
+def _without_gate(key):
+    return None if key.endswith("layer.0.output.dense.snnk_gate") else key
+
+
+def _rows(path):
+    save_file({key: t[:-1].contiguous() for key, t in load_file(path).items()}, path)
+
+
+def _says(**other):
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | other))
+
+
 BAD = {
     "no weights": (WEIGHTS, lambda path: path.unlink(), f"no {WEIGHTS}"),
     "cut off": (WEIGHTS, _cut, "damaged or cut off"),
     "cut off in its header": (WEIGHTS, _cut_short, "damaged or cut off"),
     "empty": (WEIGHTS, lambda path: path.write_bytes(b""), "damaged or cut off"),
+    "no tensors": (WEIGHTS, _tensors(lambda key: None), "holds no SNNK adapter"),
+    "a gate short": (WEIGHTS, _tensors(_without_gate), "damaged, or"),
+    "a changed letter": (WEIGHTS, _tensors(lambda key: key.replace("gate", "gape")), "damaged, or"),
+    "a row short": (WEIGHTS, _rows, "damaged, or belongs to another"),
+    "more features": ("adapter_config.json", _says(num_features=8), "damaged, or"),
+    "another kernel": ("adapter_config.json", _says(kernel="cos"), "damaged, or"),
+    "another form": ("adapter_config.json", _says(down_sample=3), "damaged, or"),
+    "another way of saving": ("adapter_config.json", _says(save_projection=False), "damaged, or"),
     "no config": ("adapter_config.json", lambda path: path.unlink(), "adapter_config.json"),
     "half a config": ("adapter_config.json", _cut, "Expecting|Unterminated|delimiter"),
     "bad value": (
@@ -261,14 +296,6 @@ def test_the_readme_says_what_to_import(tmp_path):
     native.add_adapter(SnnkConfig(num_features=4))
     native.save_pretrained(tmp_path / "native")
     assert "import hf_softext" in (tmp_path / "native" / "README.md").read_text()
-
-
-def test_tensors_of_another_size(tmp_path):
-    trained().save_pretrained(tmp_path)
-    saved = load_file(tmp_path / WEIGHTS)
-    save_file({key: t[:-1].contiguous() for key, t in saved.items()}, tmp_path / WEIGHTS)
-    with pytest.raises(RuntimeError, match=r"size mismatch for .*snnk_weight"):
-        PeftModel.from_pretrained(classifier(), tmp_path)
 
 
 def test_a_decoder_that_is_quantized_or_tied_saves_only_its_adapter(tmp_path):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from hf_softext.adapters.snnk.closed_form import collect, fit_closed_form
 from hf_softext.adapters.snnk.head import SnnkHead
+from hf_softext.functional.ridge import NormalEquations
 from tests.adapters.closed_form_work import CASES, batches, fitted, model, rows
 
 
@@ -149,6 +150,48 @@ class Last(nn.Module):
         return self.score(x)[:, -1]
 
 
+class Halved(nn.Linear):
+    """Is a linear layer by its type only."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_an_output_layer_that_is_also_the_embedding():
+    bert = hf.BertForMaskedLM(model().config)
+    before = bert.get_input_embeddings().weight.clone()
+    tokens = torch.arange(20).view(2, 10)
+    with pytest.raises(ValueError, match=r"word_embeddings and cls\S+decoder have one weight"):
+        fit_closed_form(bert, [{"input_ids": tokens, "labels": tokens}], progress=False)
+    assert torch.equal(bert.get_input_embeddings().weight, before)
+
+
+def test_a_language_model_is_fitted_to_the_token_after_each():
+    config = hf.GPT2Config(
+        **{"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 40},
+        **{"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False},
+    )
+    gpt = hf.GPT2LMHeadModel(config).eval()
+    tokens = torch.arange(20).view(2, 10)
+    with pytest.raises(ValueError, match="its own loss shifts"):
+        fit_closed_form(gpt, [{"input_ids": tokens, "labels": tokens}], progress=False)
+    batch = {"input_ids": tokens, "after": tokens + 1}
+    fit_closed_form(gpt, [batch], 1e-9, labels="after", progress=False)
+    assert torch.equal(gpt(tokens).logits.argmax(-1), tokens + 1)
+
+
+def test_a_perfect_fit_has_no_error_below_0():
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    errors = []
+    for _ in range(20):
+        sums = NormalEquations(8, 3)
+        sums.add(torch.randn_like(x), torch.eye(4)[:, :3])
+        with pytest.warns(UserWarning, match="linearly dependent"):
+            errors.append(sums.mean_squared_error(*sums.solve(0.0)))
+    assert 0 <= min(errors) <= max(errors) < 1e-12
+
+
 def test_mistakes():
     def fit(bert=None, loader=None, **given):
         fit_closed_form(bert or model(), loader or batches(), progress=False, **given)
@@ -174,8 +217,11 @@ def test_mistakes():
         fit(loader=[{"input_ids": torch.ones(2, 3, dtype=torch.long)}])
     with pytest.raises(TypeError, match="a batch is a Tensor"):
         fit(loader=[torch.ones(2, 3)])
-    with pytest.raises(ValueError, match="ridge=-1"):
-        fit(ridge=-1)
+    with pytest.raises(TypeError, match="labels are a list"):
+        fit(loader=changed(labels=[0, 1] * 6))
+    for ridge in (-1, True, "1", None, float("nan")):
+        with pytest.raises(ValueError, match="ridge="):
+            fit(ridge=ridge)
     with pytest.raises(TypeError, match="head is a SnnkHead"):
         fit(head=SnnkHead(16, 3, 8))
     with pytest.raises(ValueError, match="the head is no part of it"):
@@ -189,6 +235,9 @@ def test_mistakes():
     pair = (torch.randn(5, 2, 4), torch.arange(5) % 3)
     with pytest.raises(ValueError, match="something after its output layer"):
         fit_closed_form(Last(), [pair], progress=False)
+    for spoilt in (Halved(4, 3), nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))):
+        with pytest.raises(ValueError, match="no linear layer"):
+            fit_closed_form(nn.Sequential(spoilt), [pair], progress=False)
     # widths that do not go together are told by the head
     wide = model()
     wide.classifier = SnnkHead(15, 3, 8)

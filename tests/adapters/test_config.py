@@ -21,16 +21,23 @@ from hf_softext.adapters.snnk.config import SnnkConfig
         ({"num_features": 7, "kernel": "cos"}, "multiple of 2"),
         ({"kernel": "relo"}, "kernel='relo'.*mean 'relu'"),
         ({"kernel": None}, "kernel=None"),
+        ({"kernel": ["relu"]}, "kernel="),
+        ({"orthogonal": "no"}, "orthogonal='no'"),
+        ({"save_projection": "false"}, "save_projection='false'"),
+        ({"init_weights": 1}, "init_weights=1"),
         ({"placement": "beside"}, "placement='beside'"),
         ({"down_sample": 0}, "down_sample=0"),
         ({"floor": float("nan")}, "floor=nan"),
         ({"floor": "low"}, "floor='low'"),
+        ({"floor": True}, "floor=True"),
         ({"floor": -5.0, "kernel": "linear"}, "only kernel='relu'"),
         ({"normalize": 0}, "normalize=0"),
         ({"normalize": -1.0}, "normalize=-1.0"),
         ({"normalize": "row"}, "normalize='row'"),
         ({"normalize": True}, "normalize=True"),
+        ({"normalize": [1.0]}, "normalize="),
         ({"projection_seed": 1.5}, "projection_seed=1.5"),
+        ({"projection_seed": 2**70}, "projection_seed="),
         ({"layers_pattern": "h"}, "needs layers_to_transform"),
         ({"target_modules": "all-linear", "layers_to_transform": [0]}, "needs a list"),
         ({"task_type": "SEQ"}, "task type"),
@@ -82,6 +89,13 @@ def test_a_config_comes_back_from_its_file(tmp_path):
         assert again == config
     assert get_peft_config(saved) == config
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+def test_the_file_does_not_depend_on_how_python_orders_a_set(tmp_path):
+    names = [f"layer{number}" for number in range(20)]
+    SnnkConfig(target_modules=names[::-1], exclude_modules=names).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["target_modules"] == saved["exclude_modules"] == sorted(names)
 
 
 def test_what_a_newer_release_adds_is_left_out_with_a_warning(tmp_path):

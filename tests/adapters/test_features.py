@@ -16,6 +16,11 @@ from hf_softext.functional.unit_rows import unit_rows
 FOLDER = Path(__file__).parents[1] / "golden"
 
 
+def test_a_projection_that_memory_cannot_hold_is_refused_at_once():
+    with pytest.raises(RuntimeError, match="allocate"):
+        random_projection(10**13, 4, generator())
+
+
 def golden(name):
     return load_file(FOLDER / f"snnk_{name}.safetensors")
 

@@ -108,6 +108,28 @@ def test_it_starts_as_the_identity(form, dtype, bias):
 
 
 @forms
+def test_autocast_rounds_nothing_of_the_adapter(form):
+    module = trained(layer(nn.Linear(5, 7, bias=False), **form))
+    nn.init.zeros_(module.base_layer.weight)
+    # of a bfloat16, as a module before it would put out, or the base layer
+    x = torch.randn(3, 5).bfloat16()
+    exact = module.float()(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(x), exact.bfloat16())
+
+
+@forms
+def test_the_meta_device(form):
+    module = layer(**form, save_projection=False)
+    state = module.state_dict()
+    module.to("meta")
+    assert module(torch.empty(2, 5, device="meta")).shape == (2, 7)
+    module.load_state_dict(state, assign=True)
+    with pytest.raises(ValueError, match=r"its projection on meta.*save_projection=True"):
+        module(torch.randn(2, 5))
+
+
+@forms
 def test_gradients(form):
     module = trained(layer(dtype=torch.float64, **form))
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)

@@ -196,6 +196,64 @@ def test_what_is_not_linear_is_refused_before_anything_changes(given):
     assert torch.equal(logits(base), logits(classifier()))
 
 
+def _not_a_number(model):
+    model.snnk_gate["default"].data[0] = torch.nan
+
+
+def _beyond_half(model):
+    model.base_layer.half()
+    model.snnk_gate["default"].data.fill_(1e6)
+
+
+def _without_a_bias(model):
+    model.base_layer.bias = None
+
+
+def _tied(model):
+    model.other = nn.Linear(4, 4)
+    model.other.weight = model.base_layer.weight
+
+
+def _twice(model):
+    model.other = model.base_layer
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_not_a_number, "NaNs detected"),
+        (_beyond_half, "infinity"),
+        (_without_a_bias, "has a bias"),
+        (_tied, r"weight of 1 is that of another module"),
+        (_twice, r"weight of 1 is that of another module"),
+    ],
+)
+@pytest.mark.parametrize("unload", [True, False])
+def test_what_the_last_layer_cannot_take_changes_none(spoil, message, unload):
+    config = SnnkConfig(
+        num_features=4, kernel="linear", down_sample=None, target_modules=["0", "1"]
+    )
+    if spoil is _without_a_bias:
+        config.down_sample = 3
+    model = randomize(get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), config))
+    spoil(model.base_model.model[1])
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        (model.merge_and_unload if unload else model.merge_adapter)(safe_merge=True)
+    assert same(weights(model), before)
+    assert all(isinstance(one, SnnkAdapterLinear) for one in model.base_model.model)
+
+
+def test_a_block_that_is_used_twice_is_merged():
+    block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    config = SnnkConfig(num_features=4, kernel="linear", target_modules=["0.0"])
+    model = randomize(get_peft_model(nn.Sequential(block, block), config))
+    x = torch.randn(3, 4)
+    expected = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_one_layer_that_cannot_be_merged_keeps_all_of_them_apart():
     model = get_peft_model(
         classifier(), SnnkConfig(kernel="linear", target_modules=["attention.output.dense"])

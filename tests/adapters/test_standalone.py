@@ -145,6 +145,13 @@ def test_shapes_and_rows_that_are_not_numbers(shape):
         assert torch.equal(dirty, clean)
 
 
+class Halved(nn.Linear):
+    """Is a linear layer by its type only."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match=r"kernel='rleu'.*Did you mean 'relu'"):
         SnnkLinear(8, 5, 6, "rleu")
@@ -158,8 +165,13 @@ def test_mistakes():
             SnnkLinear(8, 5, 6, normalize=length)
     with pytest.raises(ValueError, match="equal_norms"):
         SnnkLinear(8, 5, 6, orthogonal=False, equal_norms=True)
-    with pytest.raises(ValueError, match="out_features=0"):
-        SnnkLinear(8, 0, 6)
+    for size in (0, True):
+        with pytest.raises(ValueError, match=f"out_features={size}"):
+            SnnkLinear(8, size, 6)
+    with pytest.raises(ValueError, match=r"seed=.*64 bits"):
+        SnnkLinear(8, 5, 6, seed=2**64)
+    with pytest.raises(ValueError, match="only kernel='relu' has one"):
+        SnnkLinear(8, 5, 6, "cos", floor=-5.0)
     layer = SnnkLinear(8, 5, 6, bias=False)
     with pytest.raises(ValueError, match=r"shape \(2, 7\).*in_features=8"):
         layer(torch.randn(2, 7))
@@ -171,6 +183,8 @@ def test_mistakes():
         layer.set_weights(torch.randn(5, 8), torch.randn(5))
     with pytest.raises(TypeError, match="not a Conv1d"):
         SnnkLinear.from_linear(nn.Conv1d(2, 2, 1), 6)
+    with pytest.raises(TypeError, match="not a Halved"):
+        SnnkLinear.from_linear(Halved(2, 2), 6)
 
 
 def bert(kind=hf.BertForSequenceClassification, config=hf.BertConfig):

@@ -314,6 +314,9 @@ def test_the_command_line(data, llama_folder, text, tmp_path, capsys):
         commands.adapter([str(config), "--task", "text-classification"])
     with pytest.raises(ValueError, match=r"task='causal_lm' is unknown. Did you mean 'causal-lm'"):
         commands.adapter(["--task", "causal_lm"])
+    config.write_text("task: [causal-lm]\n")
+    with pytest.raises(ValueError, match=r"task=\['causal-lm'\] is unknown"):
+        commands.adapter([str(config)])
 
 
 def test_help_begins_with_what_the_program_asks_for(capsys):

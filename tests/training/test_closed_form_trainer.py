@@ -121,6 +121,25 @@ def test_a_pass_that_was_broken_off_goes_on(tmp_path):
     assert output.global_step == 7
 
 
+def test_a_run_that_was_broken_off_in_its_evaluation_makes_up_for_it(tmp_path, monkeypatch):
+    running = trainer(tmp_path)
+
+    def fail(**given):
+        raise PowerFailureError
+
+    monkeypatch.setattr(running, "evaluate", fail)
+    with pytest.raises(PowerFailureError):
+        running.train()
+    again = trainer(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.fit == running.fit
+    history = state_of(tmp_path / "checkpoint-7")["log_history"]
+    assert history == again.state.log_history
+    assert "eval_accuracy" in history[-1]
+    with pytest.raises(ValueError, match=r"ridge=0.001, relative=True, not 0.5"):
+        trainer(tmp_path, {"ridge": 0.5}).train(resume_from_checkpoint=True)
+
+
 def test_what_a_pass_cannot_go_on_from(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint and no sums"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
@@ -134,6 +153,21 @@ def test_what_a_pass_cannot_go_on_from(tmp_path):
         changed.bert.pooler.dense.weight[0, 0] += 1
     with pytest.raises(ValueError, match="other data, weights"):
         trainer(tmp_path, model=changed).train(resume_from_checkpoint=True)
+    # the same trained weights on other features, and another layer
+    for given in ({"seed": 2}, {"seed": 1, "floor": -1.0}, {"seed": 1, "normalize": 2.0}):
+        changed = model()
+        weights = changed.classifier.state_dict()
+        changed.classifier = SnnkHead(16, 3, 10, **given).double()
+        changed.classifier.out.load_state_dict(
+            {name: weights[f"out.{name}"] for name in ("weight", "bias")}
+        )
+        with pytest.raises(ValueError, match="other data, weights"):
+            trainer(tmp_path, model=changed).train(resume_from_checkpoint=True)
+    changed = model()
+    with pytest.raises(ValueError, match="other data, weights"):
+        trainer(tmp_path, {"head": changed.bert.pooler.dense}, model=changed).train(
+            resume_from_checkpoint=True
+        )
     file = tmp_path / "closed_form-0.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match="is damaged"):

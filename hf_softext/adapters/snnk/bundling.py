@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hf_softext.adapters.snnk._common import check_seed, check_size, computes_as
 from hf_softext.adapters.snnk.random_features import RandomFeatures
 
 
@@ -131,6 +132,7 @@ def bundle_sequential(
     sizes = [num_features] * len(stack) if isinstance(num_features, int) else [*num_features]
     if len(sizes) != len(stack):
         raise ValueError(f"num_features has {len(sizes)} numbers for {len(stack)} bundled layers.")
+    check_seed("seed", seed)
     generator = torch.Generator("cpu").manual_seed(seed)
     seeds = torch.randint(2**62, (len(stack),), generator=generator, device="cpu").tolist()
     first = stack[0].linear
@@ -169,16 +171,16 @@ def _parse(
     sequential: nn.Sequential, layers: int | None
 ) -> tuple[list[_Layer], nn.Linear | None, nn.Module | None]:
     """The layers to bundle, the linear one behind them, and the rest."""
-    if not isinstance(sequential, nn.Sequential):
+    if not computes_as(sequential, nn.Sequential):
         raise TypeError(f"sequential is a {type(sequential).__name__}, not a torch.nn.Sequential.")
-    if layers is not None and (not isinstance(layers, int) or layers < 1):
-        raise ValueError(f"layers={layers!r}: give a whole number of at least 1, or None.")
+    if layers is not None:
+        check_size("layers", layers)
     stack: list[_Layer] = []
     # a linear layer whose activation has not been seen
     open_layer: nn.Linear | None = None
     modules = list(sequential)
     for place, module in enumerate(modules):
-        if isinstance(module, nn.Linear):
+        if computes_as(module, nn.Linear):
             if open_layer is not None:
                 stack.append(_Layer(open_layer, "linear"))
             before = open_layer or (stack[-1].linear if stack else None)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_softext.adapters.snnk.feature_pass import FeaturePass
 from hf_softext.adapters.snnk.shares import rows_that_count, share
-from hf_softext.functional.ridge import NormalEquations
+from hf_softext.functional.ridge import NormalEquations, check_ridge
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,10 @@ def fit_closed_form(
     Raises:
         TypeError: batches of another kind.
         ValueError: no batches, no labels or a single class; a label that is no class; NaN or
-            infinity; widths that do not fit; or a model whose logits are not those of a linear
-            layer, such as one that picks a position after it.
+            infinity; widths that do not fit; a model whose logits are not those of a linear layer,
+            such as one that picks a position after it, or of one whose weight is that of an
+            embedding; or batches with the labels of a causal language model, which are shifted
+            only by its loss.
 
     Notes:
         The largest output is the predicted class, as after any training, but outputs estimate
@@ -123,8 +125,7 @@ def collect(
         TypeError: as there.
         ValueError: as there.
     """
-    if not ridge >= 0 or ridge == float("inf"):
-        raise ValueError(f"ridge={ridge!r}: give a number of at least 0.")
+    check_ridge(ridge)
     state = PartialState()
     loader = share(dataloader, state)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,6 +1,5 @@
 """What a user says about an SNNK adapter."""
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +8,15 @@ from typing import Any, cast
 from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
 
+from hf_softext.adapters.snnk._common import (
+    check_kernel,
+    check_seed,
+    check_size,
+    input_length,
+)
 from hf_softext.adapters.snnk.card import add_note
 from hf_softext.adapters.snnk.checkpoint import check_weights
 from hf_softext.adapters.snnk.kernels import KERNELS
-from hf_softext.catalog import did_you_mean
 
 
 @dataclass
@@ -102,37 +106,23 @@ class SnnkConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["SNNK"]
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel={self.kernel!r}.{did_you_mean(str(self.kernel), [*KERNELS])}")
+        for name in ("orthogonal", "save_projection", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give True or False.")
         if self.placement not in ("serial", "parallel"):
             raise ValueError(f'placement={self.placement!r}: give "serial" or "parallel".')
-        for name in ("num_features", "down_sample"):
-            value = getattr(self, name)
-            if name == "down_sample" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
-        parts = KERNELS[self.kernel].parts
-        if self.num_features % parts:
-            raise ValueError(
-                f"num_features={self.num_features}: kernel={self.kernel!r} makes {parts} features "
-                f"of each row of the projection, give a multiple of {parts}."
-            )
-        if not isinstance(self.projection_seed, int) or isinstance(self.projection_seed, bool):
-            raise ValueError(f"projection_seed={self.projection_seed!r}: give a whole number.")
-        if not isinstance(self.floor, int | float) or not math.isfinite(self.floor):
-            raise ValueError(f"floor={self.floor!r}: give a finite number.")
-        if self.floor and self.kernel != "relu":
-            raise ValueError(
-                f"floor={self.floor}: only kernel='relu' has one, not {self.kernel!r}."
-            )
-        self._check_length()
+        check_kernel(self.kernel, self.num_features, self.floor)
+        if self.down_sample is not None:
+            check_size("down_sample", self.down_sample)
+        check_seed("projection_seed", self.projection_seed)
+        if self.normalize != "auto":
+            input_length(self.normalize)
         self._check_targets()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # what peft sets first of all where it loads an adapter, and nowhere before it makes one
         if name == "inference_mode" and self.came_from is not None:
-            check_weights(self.came_from)
+            check_weights(self.came_from, self._parts())
         super().__setattr__(name, value)
 
     @property
@@ -140,12 +130,17 @@ class SnnkConfig(PeftConfig):
         """What the inputs are normalised to, or None."""
         if self.normalize == "auto":
             return KERNELS[self.kernel].length
-        return 1.0 if self.normalize == "unit" else self.normalize  # type: ignore[return-value]
+        return input_length(self.normalize)
 
     @property
     def mergeable(self) -> bool:
         """Whether the adapter is an affine map, and so can go into a weight."""
         return self.kernel == "linear" and self.length is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PeftConfig.to_dict`, with sets as lists in one order: the same file every time."""
+        found = super().to_dict()
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in found.items()}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As `PeftConfig.save_pretrained`, and a README.md there begins with what to import."""
@@ -167,14 +162,19 @@ class SnnkConfig(PeftConfig):
         made.came_from = folder if folder.is_dir() else None
         return made
 
-    def _check_length(self) -> None:
-        length = self.normalize
-        if length is None or length in ("auto", "unit"):
-            return
-        if isinstance(length, str | bool) or not (math.isfinite(length) and length > 0):
-            raise ValueError(
-                f'normalize={length!r}: give a length above 0, "unit", "auto" or None.'
-            )
+    def _parts(self) -> dict[str, tuple[int | None, ...]]:
+        """What an adapted module has in a file of weights, and sizes that do not depend on it."""
+        rows = self.num_features // KERNELS[self.kernel].parts
+        found: dict[str, tuple[int | None, ...]] = {
+            "snnk_weight": (self.down_sample, self.num_features)
+        }
+        if self.down_sample is None:
+            found["snnk_gate"] = (None,)
+        else:
+            found |= {"snnk_up": (None, self.down_sample), "snnk_up_bias": (None,)}
+        if self.save_projection:
+            return {**found, "snnk_projection": (rows, None)}
+        return {**found, "snnk_fingerprint": (rows,)}
 
     def _check_targets(self) -> None:
         for name in ("target_modules", "exclude_modules"):

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
+from hf_softext.adapters.snnk._common import computes_as
 from hf_softext.functional.ridge import NormalEquations
 
 # of labels that do not count
@@ -32,10 +34,13 @@ class FeaturePass:
     def __init__(self, model: nn.Module, head: nn.Linear | None, labels: str):
         self.model, self.labels = model, labels
         self.candidates = {
-            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+            # one with a weight that is computed from others has no place for a solution
+            name: module
+            for name, module in model.named_modules()
+            if computes_as(module, nn.Linear) and "weight" in module._parameters
         }
         if head is not None:
-            if not isinstance(head, nn.Linear):
+            if not computes_as(head, nn.Linear):
                 raise TypeError(f"head is a {type(head).__name__}: give a torch.nn.Linear.")
             self.candidates = {n: m for n, m in self.candidates.items() if m is head}
         # transformers has num_labels=2 for models without classes too
@@ -48,6 +53,12 @@ class FeaturePass:
                 + ("" if head is None else ": the head is no part of it")
                 + ". Give it one, such as SnnkHead, with as many outputs as there are classes."
             )
+        # the loss of a causal language model compares a position with the label after it
+        self.shifts = (
+            labels == "labels"
+            and isinstance(model, GenerationMixin)
+            and not getattr(model.config, "is_encoder_decoder", False)
+        )
         self.name: str | None = None
         self.sums: NormalEquations | None = None
         self.seen: Tensor | None = None
@@ -160,6 +171,12 @@ class FeaturePass:
                     f"the batch has no {self.labels!r}, only {', '.join(map(str, batch))}: name "
                     "the column so, or give labels=."
                 )
+            if self.shifts:
+                raise ValueError(
+                    f"'labels' of a {type(self.model).__name__} are the tokens themselves, which "
+                    "its own loss shifts: give a column with the token after each position, and "
+                    "its name as labels=."
+                )
             labels = batch[self.labels]
             output = self.model(**{k: v for k, v in batch.items() if k != self.labels})
         elif isinstance(batch, list | tuple) and len(batch) == 2:
@@ -169,6 +186,8 @@ class FeaturePass:
                 f"a batch is a {type(batch).__name__}: mappings with {self.labels!r}, or pairs of "
                 "an input and labels are needed."
             )
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels are a {type(labels).__name__}: a tensor is needed.")
         logits: Any = output["logits"] if isinstance(output, Mapping) else output
         return labels, logits[0] if isinstance(logits, tuple) else logits
 
@@ -176,6 +195,17 @@ class FeaturePass:
         if self.name not in (None, name):
             raise ValueError(
                 f"the last linear layer called was {self.name!r} and is now {name!r}: give head=."
+            )
+        weight = self.candidates[name].weight
+        owners = [
+            owner
+            for owner, module in self.model.named_modules()
+            if any(one is weight for one in module._parameters.values())
+        ]
+        if len(owners) > 1:
+            raise ValueError(
+                f"{' and '.join(owners)} have one weight, of which a fit would change both: give "
+                "the output layer one of its own first."
             )
         # looked at once; a last layer need not be called last
         if self.name is None and (

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hf_softext.adapters.snnk._common import check_size
 from hf_softext.adapters.snnk.random_features import RandomFeatures
 
 CONFIG, WEIGHTS = "snnk_head.json", "snnk_head.safetensors"
@@ -91,8 +92,7 @@ class SnnkHead(nn.Module):
         first_token: bool = False,
     ):
         super().__init__()
-        if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
-            raise ValueError(f"num_labels={num_labels!r}: give a whole number of at least 1.")
+        check_size("num_labels", num_labels)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout!r}: give a share of at least 0 and below 1.")
         self.features = RandomFeatures(

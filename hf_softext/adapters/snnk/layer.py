@@ -14,6 +14,7 @@ from hf_softext.adapters.snnk.kernels import KERNELS
 from hf_softext.adapters.snnk.merging import MergeMixin
 from hf_softext.adapters.snnk.projection import Fingerprints, FixedTensors, draw, fingerprint
 from hf_softext.functional.unit_rows import unit_rows
+from hf_softext.functional.without_autocast import without_autocast
 
 # of the random weight that V starts from, as in the authors' "bert" initialisation
 _START_STD = 0.02
@@ -165,11 +166,22 @@ class SnnkAdapterLinear(MergeMixin, nn.Module, BaseTunerLayer):
         if config.length is not None:
             h = unit_rows(h) * config.length
         projection = self.snnk_projection[name].to(h.dtype)
-        features = KERNELS[config.kernel].features(h, projection, config.floor)
-        read = F.linear(features, weight.to(h.dtype))
-        if config.down_sample is None:
-            return read * self.snnk_gate[name].to(h.dtype)
-        return F.linear(read, self.snnk_up[name].to(h.dtype), self.snnk_up_bias[name].to(h.dtype))
+        if not weight.device == projection.device == h.device:
+            # torch need not notice, and then reads memory that is not there
+            raise ValueError(
+                f"adapter {name!r} is on {weight.device}, its projection on {projection.device}, "
+                f"and its input on {h.device}: move the whole model to one device, without "
+                "offloading. A model that has been on the meta device gets its projections from a "
+                "checkpoint with save_projection=True."
+            )
+        # which would round the projection, in training only
+        with without_autocast(h):
+            features = KERNELS[config.kernel].features(h, projection, config.floor)
+            read = F.linear(features, weight.to(h.dtype))
+            if config.down_sample is None:
+                return read * self.snnk_gate[name].to(h.dtype)
+            up, bias = self.snnk_up[name].to(h.dtype), self.snnk_up_bias[name].to(h.dtype)
+            return F.linear(read, up, bias)
 
     def _check_names(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):
@@ -204,19 +216,6 @@ class SnnkAdapterLinear(MergeMixin, nn.Module, BaseTunerLayer):
         if device is not None and device.type != "meta":
             self.snnk_projection.move(adapter_name, device)
             self.snnk_fingerprint.move(adapter_name, device)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for name, config in self.snnk_config.items():
-            other = "snnk_fingerprint" if config.save_projection else "snnk_projection"
-            if {f"{prefix}{other}", f"{prefix}{other}.{name}"} & state_dict.keys():
-                raise ValueError(
-                    f"adapter {name!r}: save_projection={config.save_projection} here, but "
-                    f"{not config.save_projection} where it was saved. Give the value of its "
-                    "adapter_config.json."
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __repr__(self) -> str:
         return "snnk." + super().__repr__()

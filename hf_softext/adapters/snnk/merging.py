@@ -44,28 +44,45 @@ class MergeMixin(BaseTunerLayer):
         names = [name for name in names if name in self.snnk_weight]
         if not names:
             return
+        base = cast(nn.Linear, self.base_layer)
+        weight, bias = self.merged_with(names, safe_merge)
+        if self._unmerged is None:
+            self._unmerged = base.weight.data, None if base.bias is None else base.bias.data
+        base.weight.data = weight
+        if bias is not None:
+            base.bias.data = bias
+        self.merged_adapters.extend(names)
+
+    def merged_with(
+        self, names: list[str], safe_merge: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the base layer with these adapters in them.
+
+        Args:
+            names: of adapters of this layer.
+            safe_merge: check the result for NaN and inf.
+
+        Raises:
+            ValueError: as `merge`.
+        """
         self.check_mergeable(names)
         base = cast(nn.Linear, self.base_layer)
-        old = base.weight.data, None if base.bias is None else base.bias.data
-        weight, bias = old
-        weight = weight.T if isinstance(base, Conv1D) else weight
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        bias = None if bias is None else bias.to(weight.dtype)
+        turned, dtype = isinstance(base, Conv1D), base.weight.dtype
+        weight = base.weight.data.T if turned else base.weight.data
+        weight = weight.to(torch.promote_types(dtype, torch.float32))
+        bias = None if base.bias is None else base.bias.data.to(weight.dtype)
         for name in names:
             weight, bias = self._merged(name, weight, bias)
-            for what, tensor in (("weights", weight), ("bias", bias)):
-                if safe_merge and tensor is not None and not tensor.isfinite().all():
-                    raise ValueError(
-                        f"NaNs detected in the merged {what}. The adapter {name} seems to be "
-                        "broken: nothing was merged into this layer."
-                    )
-        weight = weight.T if isinstance(base, Conv1D) else weight
-        base.weight.data = weight.to(old[0].dtype).contiguous()
-        if old[1] is not None and bias is not None:
-            base.bias.data = bias.to(old[1].dtype)
-        if self._unmerged is None:
-            self._unmerged = old
-        self.merged_adapters.extend(names)
+        weight = (weight.T if turned else weight).to(dtype).contiguous()
+        bias = None if bias is None else bias.to(base.bias.dtype)
+        for what, tensor in (("weights", weight), ("bias", bias)):
+            # in the dtype of the layer, whose range may be smaller
+            if safe_merge and tensor is not None and not tensor.isfinite().all():
+                raise ValueError(
+                    f"NaNs detected in the merged {what}, or infinity: one of the adapters "
+                    f"{', '.join(names)} seems to be broken. Nothing was merged."
+                )
+        return weight, bias
 
     def unmerge(self) -> None:
         """Give the base layer back the weight that it had before the first merge."""
@@ -108,6 +125,12 @@ class MergeMixin(BaseTunerLayer):
                 f"merging into the weight of a {type(base).__name__} is not supported: call "
                 "model.dequantize() first, or keep the adapter beside the model."
             )
+        for name in names:
+            if base.bias is None and name in self.snnk_up_bias and self.snnk_up_bias[name].any():
+                raise ValueError(
+                    f"adapter {name!r} has a bias (down_sample), and a layer without one cannot "
+                    "take it: keep the adapter beside the model."
+                )
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """What a parallel adapter adds to the weight: (O, I), or (I, O) for a Conv1D.
@@ -142,14 +165,6 @@ class MergeMixin(BaseTunerLayer):
         else:
             weight = weight + matrix @ weight
             bias = None if bias is None else bias + matrix @ bias
-        if name not in self.snnk_up_bias:
-            return weight, bias
-        extra = self.snnk_up_bias[name].data.to(weight)
-        if bias is not None:
-            return weight, bias + extra
-        if extra.any():
-            raise ValueError(
-                f"adapter {name!r} has a bias (down_sample), and a layer without one cannot take "
-                "it: keep the adapter beside the model."
-            )
-        return weight, None
+        if bias is not None and name in self.snnk_up_bias:
+            bias = bias + self.snnk_up_bias[name].data.to(weight)
+        return weight, bias

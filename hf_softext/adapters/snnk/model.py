@@ -1,5 +1,6 @@
 """The tuner: which modules become `SnnkAdapterLinear`, and what holds for all of them together."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -35,7 +36,7 @@ class SnnkModel(BaseTuner):
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
         """As for every tuner; whether every layer can take them is asked before the first does."""
-        self._check_every_layer(adapter_names)
+        self._check_every_layer(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge)
 
     def _unload_and_optionally_merge(
@@ -46,16 +47,51 @@ class SnnkModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self._check_every_layer(adapter_names)
+            self._check_every_layer(adapter_names, safe_merge)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
-    def _check_every_layer(self, adapter_names: list[str] | None) -> None:
-        for module in self.modules():
-            if isinstance(module, SnnkAdapterLinear):
-                names = module.active_adapters if adapter_names is None else adapter_names
-                here = [name for name in names if name in module.snnk_weight]
-                if set(here) - set(module.merged_adapters):
-                    module.check_mergeable(here)
+    def _check_every_layer(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        held = Counter(
+            id(part)
+            for module in self.modules()
+            for part in (*module._modules.values(), *module._parameters.values())
+        )
+        for key, module in self.model.named_modules():
+            if not isinstance(module, SnnkAdapterLinear):
+                continue
+            names = module.active_adapters if adapter_names is None else adapter_names
+            here = [name for name in names if name in module.snnk_weight]
+            new = [name for name in here if name not in module.merged_adapters]
+            if not new:
+                continue
+            module.check_mergeable(new)
+            base: Any = module.base_layer
+            if max(held[id(base)], held[id(base.weight)]) > 1:
+                raise ValueError(
+                    f"the weight of {key} is that of another module too, which a merge would "
+                    "change with it: keep the adapter beside the model, or give each module a "
+                    "weight of its own first."
+                )
+            if safe_merge:
+                module.merged_with(new, safe_merge)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        """As for every tuner, but what is missing or has no place is an error, not a warning."""
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        known = {key for key in model.state_dict() if f".{cls.prefix}" in key}
+        missing = {key for key in known if key.endswith(f".{adapter_name}")} - found.keys()
+        strange = {key for key in found if f".{cls.prefix}" in key} - known
+        for what, keys in (("are not in the file", missing), ("have no place here", strange)):
+            if keys:
+                raise ValueError(
+                    f"adapter {adapter_name!r}: {len(keys)} of its tensors {what}, such as "
+                    f"{min(keys)}: load it on the model it was made for, with its own "
+                    "adapter_config.json."
+                )
+        return found
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> PeftConfig:
         kind = model_config.get("model_type")
@@ -124,7 +160,7 @@ class SnnkModel(BaseTuner):
             if isinstance(one, SnnkAdapterLinear)
             for name in one.snnk_weight
         }
-        if unknown := sorted(set(names) - known - {"__base__"}):
+        if unknown := sorted(map(str, set(names) - known - {"__base__"})):
             raise ValueError(
                 f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. Known: "
                 f"{', '.join(sorted(known))}, and __base__ for none."

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_softext.adapters.snnk._common import check_kernel, check_seed, check_size, input_length
 from hf_softext.adapters.snnk.kernels import KERNELS
-from hf_softext.catalog import did_you_mean
 from hf_softext.functional.random_projection import random_projection
 from hf_softext.functional.trig_features import cos_weights
 from hf_softext.functional.unit_rows import unit_rows
+from hf_softext.functional.without_autocast import without_autocast
 
 
 class RandomFeatures(nn.Module):
@@ -63,26 +63,15 @@ class RandomFeatures(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel={kernel!r}.{did_you_mean(str(kernel), [*KERNELS])}")
-        for name, value in (("in_features", in_features), ("num_features", num_features)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number of at least 1.")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ValueError(f"seed={seed!r}: give a whole number.")
+        check_size("in_features", in_features)
+        check_kernel(kernel, num_features, floor)
+        check_seed("seed", seed)
         if equal_norms and not orthogonal:
             raise ValueError("equal_norms=True is for orthogonal=True.")
-        if not math.isfinite(floor):
-            raise ValueError(f"floor={floor!r}: give a number.")
         parts = KERNELS[kernel].parts
-        if num_features % parts:
-            raise ValueError(
-                f"num_features={num_features}: kernel={kernel!r} makes {parts} features of each "
-                f"row of the projection, give a multiple of {parts}."
-            )
         self.in_features, self.num_features, self.kernel = in_features, num_features, kernel
         self.bias, self.orthogonal, self.equal_norms = bias, orthogonal, equal_norms
-        self.floor, self.normalize, self.seed = float(floor), _length(normalize), seed
+        self.floor, self.normalize, self.seed = float(floor), input_length(normalize), seed
         # parts is 1 where the kernel takes the bias as one more input
         self.extended = bias and parts == 1
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -112,7 +101,7 @@ class RandomFeatures(nn.Module):
             x = unit_rows(x) * self.normalize
         if self.extended:
             x = F.pad(x, (0, 1), value=1.0)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return KERNELS[self.kernel].features(x, self.projection.to(x.dtype), self.floor)
 
     def of_weights(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -137,7 +126,7 @@ class RandomFeatures(nn.Module):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         w, projection = weight.to(dtype), self.projection.to(dtype)
         shift = torch.zeros_like(w[:, 0]) if bias is None else bias.to(dtype)
-        with torch.autocast(w.device.type, enabled=False):
+        with without_autocast(w):
             if self.extended:
                 w = torch.cat((w, shift[:, None]), 1)
             if KERNELS[self.kernel].parts == 1:
@@ -148,7 +137,7 @@ class RandomFeatures(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RandomFeatures":
         before = self.projection
         super()._apply(fn, recurse)
-        if self.projection.dtype != before.dtype and not self.projection.is_meta:
+        if self.projection.dtype != before.dtype:
             # a rounded projection would be another one
             self.projection = before.to(self.projection.device)
         return self
@@ -157,16 +146,6 @@ class RandomFeatures(nn.Module):
         """As for a layer of torch."""
         return (
             f"in_features={self.in_features}, num_features={self.num_features}, "
-            f"kernel={self.kernel!r}, bias={self.bias}, normalize={self.normalize}"
+            f"kernel={self.kernel!r}, bias={self.bias}, floor={self.floor}, "
+            f"normalize={self.normalize}"
         )
-
-
-def _length(normalize: Any) -> float | None:
-    if normalize is None:
-        return None
-    if normalize == "unit":
-        return 1.0
-    number = isinstance(normalize, int | float) and not isinstance(normalize, bool)
-    if not number or not 0 < normalize < math.inf:
-        raise ValueError(f'normalize={normalize!r}: give a length above 0, "unit" or None.')
-    return float(normalize)

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_softext.adapters.snnk._common import check_size, computes_as
 from hf_softext.adapters.snnk.random_features import RandomFeatures
+from hf_softext.functional.without_autocast import without_autocast
 
 
 class SnnkLinear(nn.Module):
@@ -24,11 +26,8 @@ class SnnkLinear(nn.Module):
         num_features: R. In the authors' scripts 8 to 512.
         kernel: "relu" (the default), "linear" (f is the identity), "cos" or "sin".
         bias: whether the layer that V starts from has one; see `RandomFeatures`.
-        orthogonal: as in `RandomFeatures`, True.
-        equal_norms: as in `RandomFeatures`, False.
-        floor: of the features of "relu", 0; -5 in the authors' replacement of feed-forward layers.
-        normalize: the length that inputs are scaled to; None, "unit", or a number.
-        seed: of the fixed projection, 0.
+        **options: `orthogonal`, `equal_norms`, `floor`, `normalize` and `seed` of `RandomFeatures`,
+            with its defaults. The authors' replacement of feed-forward layers has a floor of -5.
 
     Attributes:
         weight: V, (O, R).
@@ -61,27 +60,12 @@ class SnnkLinear(nn.Module):
         kernel: str = "relu",
         *,
         bias: bool = True,
-        orthogonal: bool = True,
-        equal_norms: bool = False,
-        floor: float = 0.0,
-        normalize: float | str | None = None,
-        seed: int = 0,
+        **options: Any,
     ):
         super().__init__()
-        if not isinstance(out_features, int) or out_features < 1:
-            raise ValueError(f"out_features={out_features!r}: give a whole number of at least 1.")
+        check_size("out_features", out_features)
         self.in_features, self.out_features = in_features, out_features
-        self.features = RandomFeatures(
-            in_features,
-            num_features,
-            kernel,
-            bias=bias,
-            orthogonal=orthogonal,
-            equal_norms=equal_norms,
-            floor=floor,
-            normalize=normalize,
-            seed=seed,
-        )
+        self.features = RandomFeatures(in_features, num_features, kernel, bias=bias, **options)
         self.weight = nn.Parameter(torch.empty(out_features, num_features))
         self.reset_parameters()
 
@@ -98,9 +82,10 @@ class SnnkLinear(nn.Module):
             **options: `orthogonal`, `equal_norms`, `floor`, `normalize` and `seed`.
 
         Raises:
-            TypeError: no `torch.nn.Linear` with a weight of floating dtype.
+            TypeError: no `torch.nn.Linear` with a weight of floating dtype, or a subclass that
+                computes something else.
         """
-        if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
+        if not computes_as(linear, nn.Linear) or not linear.weight.is_floating_point():
             raise TypeError(
                 f"SnnkLinear.from_linear takes a torch.nn.Linear with a weight that is not "
                 f"quantized, not a {type(linear).__name__}."
@@ -155,7 +140,7 @@ class SnnkLinear(nn.Module):
         """
         features = self.features(x)
         dtype = torch.promote_types(features.dtype, self.weight.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return F.linear(features.to(dtype), self.weight.to(dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
