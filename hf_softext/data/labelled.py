@@ -2,18 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, load_dataset
+from datasets import ClassLabel, Dataset
 
-_READERS = {
-    ".jsonl": Dataset.from_json,
-    ".json": Dataset.from_json,
-    ".csv": Dataset.from_csv,
-    ".tsv": lambda path: Dataset.from_csv(path, sep="\t"),
-    ".parquet": Dataset.from_parquet,
-}
+from hf_softext.data.tables import check_column, read_table, texts_of
 
 
 @dataclass(frozen=True)
@@ -70,39 +63,18 @@ def read_labelled(
 
     Raises:
         FileNotFoundError: neither a file nor a dataset that can be loaded.
-        ValueError: an unknown kind of file, a missing column, a row without label, or no row.
+        ValueError: as `read_table` says, a missing column, or a row without label.
     """
-    path = Path(data)
-    if path.is_file() or path.suffix in _READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"data={data!r} is not a file.")
-        if path.suffix not in _READERS:
-            raise ValueError(f"data={data!r}: use one of {', '.join(_READERS)}.")
-        rows: Any = _READERS[path.suffix](str(path))
-    else:
-        try:
-            rows = load_dataset(data, config, split=split)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"data={data!r} is not a file here, and could not be loaded as a dataset: {error}"
-            ) from error
+    rows = read_table(data, config=config, split=split)
     for name, column in (("text_column", text), ("label_column", label)):
-        if column not in rows.column_names:
-            raise ValueError(
-                f"{name}={column!r} is not a column of {data!r}: it has "
-                f"{', '.join(rows.column_names)}."
-            )
-    numbered = rows.features[label]
-    labels = rows[label]
+        check_column(rows, name, column)
+    numbered, labels = rows.features[label], list(rows[label])
+    empty = [index for index, one in enumerate(labels) if one is None]
+    if empty:
+        raise ValueError(f"data={data!r} has no label in row {empty[0]} (label_column={label!r}).")
     if isinstance(numbered, ClassLabel):
         labels = [numbered.int2str(one) for one in labels]
-    labels = list(labels)
-    empty = [index for index, one in enumerate(labels) if one is None]
-    if empty or not labels:
-        what = f"no label in row {empty[0]}" if empty else "no rows"
-        raise ValueError(f"data={data!r} has {what} (label_column={label!r}).")
-    texts = ["" if one is None else str(one) for one in rows[text]]
-    return Dataset.from_dict({"text": texts, "label": labels})
+    return Dataset.from_dict({"text": texts_of(rows, "text_column", text), "label": labels})
 
 
 def find_labels(labels: Iterable[Any], names: Iterable[str] | None = None) -> Labels:

@@ -4,8 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
-from hf_softext.data.labelled import _READERS
+_READERS = {
+    ".jsonl": Dataset.from_json,
+    ".json": Dataset.from_json,
+    ".csv": Dataset.from_csv,
+    ".tsv": lambda path: Dataset.from_csv(path, sep="\t"),
+    ".parquet": Dataset.from_parquet,
+}
 
 
 def read_table(data: str, *, config: str | None = None, split: str = "train") -> Dataset:
@@ -28,8 +35,10 @@ def read_table(data: str, *, config: str | None = None, split: str = "train") ->
             raise ValueError(f"data={data!r}: use one of {', '.join(_READERS)}.")
         try:
             rows: Any = _READERS[path.suffix](str(path))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"data={data!r} could not be read: {error}") from error
+        except (OSError, ValueError, DatasetsError, StopIteration) as error:
+            # the outer one may say nothing
+            why = str(error.__cause__ or error) or "it is empty"
+            raise ValueError(f"data={data!r} could not be read: {why}") from error
     else:
         try:
             rows = load_dataset(data, config, split=split)

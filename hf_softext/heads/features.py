@@ -77,6 +77,7 @@ def extract_features(
 
     Returns:
         (N, D), float32, on the CPU, rows in the order of the dataset; layers behind one another.
+        Rows of the same ids have the same features, bit by bit.
 
     Raises:
         TypeError: a model or a dataset of another kind.
@@ -121,7 +122,8 @@ def extract_features(
             if not shard:
                 features = torch.empty(len(order), found.shape[1])
             features[chosen] = found
-    return features
+    # rows of the same ids may differ by rounding, having been padded differently
+    return features[rows.first_of_equal()]
 
 
 def _check_finite(features: Tensor, rows: Sequence[int]) -> None:

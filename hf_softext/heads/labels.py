@@ -43,6 +43,26 @@ def class_numbers(labels: Any, rows: int, numbers: Mapping[str, int] | None = No
     return found.long()
 
 
+def every_class(numbers: Tensor) -> int:
+    """C, the number of classes, each of which has a row.
+
+    Args:
+        numbers: (N,), as `class_numbers` gives them; N is above 0.
+
+    Raises:
+        ValueError: a number below the highest one is missing.
+    """
+    present, most = numbers.unique(), int(numbers.max())
+    if len(present) <= most:
+        # not by counting up to the highest number, which may be anything
+        gap = int((present != torch.arange(len(present)).to(present)).int().argmax())
+        raise ValueError(
+            f"labels go up to {most}, and class {gap} has no row: number the classes without gaps, "
+            "or give rows of it."
+        )
+    return most + 1
+
+
 def dataset_labels(dataset: Any, labels: Any, model: Any) -> Tensor:
     """The labels of a dataset: those given, or a column of it.
 
@@ -71,7 +91,10 @@ def dataset_labels(dataset: Any, labels: Any, model: Any) -> Tensor:
 
 
 def check_rows(features: Tensor, what: str = "features") -> None:
-    """Raise ValueError unless they are (N, D), floating point, finite, with N above 0."""
+    """Raise ValueError unless they are (N, D), floating point, finite, with N above 0, and
+    TypeError for what is no tensor."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{what} is of type {type(features).__name__}: give a tensor, (N, D).")
     if features.dim() != 2 or not features.is_floating_point() or 0 in features.shape:
         raise ValueError(
             f"{what} of shape {tuple(features.shape)} and dtype {features.dtype} must be (N, D), "

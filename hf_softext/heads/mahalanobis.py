@@ -245,14 +245,17 @@ class MahalanobisDetector(SavedHead, nn.Module):
         return scores.to(self.weights) @ self.weights + self.bias
 
     def is_ood(self, scores: Tensor) -> Tensor:
-        """Whether rows with these scores (B, L) are out of distribution: bool (B,); NaN is.
+        """Whether rows with these scores (B, L) are out of distribution: bool (B,); rows with a
+        score that is not finite are.
 
         Raises:
             ValueError: there is no threshold yet.
         """
         if bool(self.threshold.isnan()):
             raise ValueError("the detector has no threshold: call calibrate first.")
-        return ~(self.combine(scores) >= self.threshold)
+        # a layer may have a weight below 0, which would turn infinitely far into near
+        inside = scores.isfinite().all(1).to(self.weights.device)
+        return ~(inside & (self.combine(scores) >= self.threshold))
 
     def _extract(self, model: Any, tokenizer: Any, dataset: Any, options: Extraction) -> Tensor:
         return extract_features(

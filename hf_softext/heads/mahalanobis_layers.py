@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_softext.functional.class_moments import class_moments
 from hf_softext.functional.tied_gaussian import tied_covariance, tied_gaussian_scores, whitening
-from hf_softext.heads.labels import check_rows, class_numbers
+from hf_softext.heads.labels import check_rows, class_numbers, every_class
 
 LEDOIT_WOLF = "ledoit_wolf"
 
@@ -48,13 +48,8 @@ class LayerGaussians(nn.Module):
         for layer, rows in zip(self.layers, split, strict=True):
             check_rows(rows, f"features of layer {layer}")
         numbers = class_numbers(labels, len(split[0])).to(split[0].device)
-        classes = int(numbers.max()) + 1
-        count = torch.bincount(numbers, minlength=classes)
-        if not bool(count.all()):
-            raise ValueError(
-                f"labels go up to {classes - 1}, and class {int((count == 0).int().argmax())} has "
-                "no row: number the classes without gaps, or give rows of it."
-            )
+        classes = every_class(numbers)
+        count = torch.bincount(numbers)
         found = []
         for rows in split:
             means = class_moments(rows, numbers, classes).mean

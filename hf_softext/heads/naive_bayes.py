@@ -16,7 +16,7 @@ from hf_softext.functional.naive_bayes import (
 )
 from hf_softext.heads.backbone import backbone, default_pooling, evaluating
 from hf_softext.heads.features import Extraction, extract_features
-from hf_softext.heads.labels import check_rows, class_numbers, dataset_labels
+from hf_softext.heads.labels import check_rows, class_numbers, dataset_labels, every_class
 from hf_softext.heads.pooling import check_pooling, pooled_features
 from hf_softext.heads.saved_head import SavedHead
 
@@ -84,7 +84,7 @@ class NaiveBayesProbe(SavedHead, nn.Module):
             raise ValueError(f"epsilon={epsilon!r} must be above 0.")
         if not 0 <= floor < 1:
             raise ValueError(f"floor={floor!r} must be at least 0 and below 1.")
-        self.layers, self.pooling = tuple(layers), pooling
+        self.layers, self.pooling, self._asked_pooling = tuple(layers), pooling, pooling
         self.epsilon, self.floor = epsilon, floor
         self._keep(None)
 
@@ -119,7 +119,8 @@ class NaiveBayesProbe(SavedHead, nn.Module):
             ValueError: as `extract_features` and `fit_features` say.
         """
         numbers = dataset_labels(dataset, labels, model)
-        pooling = default_pooling(model) if self.pooling is None else self.pooling
+        asked = self._asked_pooling
+        pooling = default_pooling(model) if asked is None else asked
         features = extract_features(
             model, tokenizer, dataset, pooling=pooling, layers=self.layers, **options
         )
@@ -156,11 +157,12 @@ class NaiveBayesProbe(SavedHead, nn.Module):
         check_rows(features)
         numbers = class_numbers(labels, len(features)).to(features.device)
         seen = self.moments
-        classes = int(numbers.max()) + 1 if num_classes is None else num_classes
         if seen is not None:
             if num_classes not in (None, len(seen.count)):
                 raise ValueError(f"num_classes={num_classes!r}: there were {len(seen.count)}.")
             classes = len(seen.count)
+        else:
+            classes = every_class(numbers) if num_classes is None else num_classes
         if int(numbers.max()) >= classes:
             raise ValueError(
                 f"labels has {int(numbers.max())}, and there are {classes} classes: give "

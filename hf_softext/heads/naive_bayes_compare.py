@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_softext.functional.logistic_regression import logistic_regression
-from hf_softext.heads.labels import check_rows, class_numbers
+from hf_softext.heads.labels import check_rows, class_numbers, every_class
 from hf_softext.heads.naive_bayes import NaiveBayesProbe
 
 PROBES = ("naive_bayes", "logistic", "auto")
@@ -148,9 +148,7 @@ def fit_probe(
 def _numbers(features: Tensor, labels: Any) -> Tensor:
     check_rows(features)
     numbers = class_numbers(labels, len(features)).to(features.device)
-    empty = (torch.bincount(numbers) == 0).nonzero()[:, 0].tolist()
-    if empty:
-        raise ValueError(f"class {empty[0]} has no row: number the classes without gaps.")
+    every_class(numbers)
     return numbers
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hf_softext.heads.backbone import backbone_fingerprint, check_backbone
+from hf_softext.heads.backbone import backbone, backbone_fingerprint, check_backbone
 
 _FORMAT = 1
 _README = """---
@@ -42,22 +42,27 @@ class SavedHead:
     kinds: ClassVar[dict[str, tuple[type, ...]]]
 
     backbone: dict[str, Any] | None = None
-    _checked: Any = None
+    _checked: tuple[Any, Any] | None = None
 
     def remember_backbone(self, model: Any) -> None:
         """Belong to this model from now on; None: to none."""
         self.backbone = None if model is None else backbone_fingerprint(model)
-        self._checked = None if model is None else weakref.ref(model)
+        self._checked = None if model is None else _seen(model)
 
     def check_model(self, model: Any) -> None:
-        """Make sure that a model is the one that the head belongs to; once for each object.
+        """Make sure that a model is the one that the head belongs to; once for each object, and
+        again where it was cast.
 
         Raises:
             ValueError: it is another one.
         """
-        if self.backbone is not None and (self._checked is None or self._checked() is not model):
+        if self.backbone is not None and self._checked != _seen(model):
             check_backbone(model, self.backbone)
-            self._checked = weakref.ref(model)
+            self._checked = _seen(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a weak reference cannot be pickled, and is of this process
+        return {**self.__dict__, "_checked": None}
 
     def _config(self) -> dict[str, Any]:
         """What is not a tensor, by the keys of `kinds`."""
@@ -124,7 +129,7 @@ class SavedHead:
         try:
             note = json.loads(paths[0].read_text(encoding="utf-8"))
             version, digest = note.pop("format"), note.pop("sha256")
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"{paths[0]} is not the config of a {cls.__name__}.") from error
         if version != _FORMAT:
             raise ValueError(
@@ -135,7 +140,7 @@ class SavedHead:
         _check_kinds(paths[0], note, cls.kinds)
         try:
             return cls._restored(note, load(data))
-        except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{paths[1]} and {paths[0].name} do not fit: {error}") from error
 
     def push_to_hub(
@@ -170,6 +175,10 @@ class SavedHead:
             return str(
                 hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
             )
+
+
+def _seen(model: Any) -> tuple[Any, Any]:
+    return weakref.ref(model), next(backbone(model).parameters()).dtype
 
 
 def _write(path: Path, data: bytes) -> None:

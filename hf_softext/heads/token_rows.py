@@ -12,6 +12,8 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "
 _COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 # texts that are tokenised together
 _CHUNK = 1024
+# a length from which on it is none, to a tokenizer too
+UNBOUNDED = 2**31
 
 
 class TokenRows:
@@ -35,6 +37,15 @@ class TokenRows:
         """The numbers of the rows, the longest first: what does not fit in memory fails at once."""
         lengths = [len(row["input_ids"]) for row in self.rows]
         return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+    def first_of_equal(self) -> list[int]:
+        """For each row the number of the first that has its ids."""
+        seen: dict[bytes, int] = {}
+        found = []
+        for place, row in enumerate(self.rows):
+            key = b"".join(row[name].numpy().tobytes() for name in sorted(row))
+            found.append(seen.setdefault(hashlib.sha256(key).digest(), place))
+        return found
 
     def digest(self) -> str:
         """SHA-256 of all ids."""
@@ -117,7 +128,7 @@ def token_rows(
     elif tokenizer is None:
         raise ValueError("tokenizer is missing: texts need one, only input_ids do not.")
     else:
-        limit = min(limit, getattr(tokenizer, "model_max_length", limit))
+        limit = longest_row(body, tokenizer)
         length = limit if max_length is None else min(limit, max_length)
         rows = _tokenised(dataset, columns, tokenizer, text_column, length)
     empty = [index for index, row in enumerate(rows) if not len(row["input_ids"])]
@@ -139,8 +150,7 @@ def _tokenised(
         for place, text in enumerate(part):
             if not isinstance(text, str):
                 raise ValueError(f"row {start + place} of the dataset is no text: {text!r}")
-        # a length without bound is not a length to the tokenizer
-        cut = {"truncation": True, "max_length": length} if length < 2**31 else {}
+        cut = {"truncation": True, "max_length": length} if length < UNBOUNDED else {}
         encoded = tokenizer(part, **cut)
         names = [name for name in _COLUMNS if name in encoded and name != "attention_mask"]
         rows += [
@@ -180,6 +190,12 @@ def _column(part: Any, name: str) -> list[Any]:
     return list(part[name]) if isinstance(part, Mapping) else [row[name] for row in part]
 
 
+def longest_row(body: nn.Module, tokenizer: Any) -> int:
+    """Most tokens that backbone and tokenizer take; from `UNBOUNDED` on any number."""
+    limit = _positions(body)
+    return min(limit, getattr(tokenizer, "model_max_length", limit))
+
+
 def _positions(body: nn.Module) -> int:
     """The longest sequence that a model takes, as far as it says so."""
     config: Any = body.config
@@ -191,4 +207,4 @@ def _positions(body: nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             begin = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - begin)
-    return min(limits, default=2**31)
+    return min(limits, default=UNBOUNDED)

@@ -44,8 +44,8 @@ def report_folder(
         out: the page; None: `report.html` in `folder`.
         columns: of the data; None: those of `Columns`.
         tokenizer: a folder or a hub id; None: that of the model.
-        max_length: most tokens of a row; None: as in the fit, where `eval_results.json` says it.
-        dtype: of the model; None: as in the fit, likewise.
+        max_length: most tokens of a row; None: as in the fit.
+        dtype: of the model; None: as in the fit, where `eval_results.json` says it.
         batch_size: rows at once.
         worst: how many errors are shown.
         use_cpu: stay on the CPU where there is an accelerator.
@@ -72,9 +72,8 @@ def report_folder(
     facts: dict[str, Any] = {"alpha": head.config.alpha, "estimator": head.config.estimator}
     test = None
     if data is not None:
-        # numbers and names that are checked, nothing else of the file is used
-        if max_length is None and type(noted.get("max_length")) is int:
-            max_length = noted["max_length"]
+        max_length = max_length or head.config.max_length
+        # a name that is checked, nothing else of the file is used
         if dtype is None:
             dtype = str(noted.get("dtype")) if noted.get("dtype") in DTYPES else "auto"
         facts |= {"data": describe_source(data), "max_length": max_length, "dtype": dtype}

@@ -8,7 +8,9 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from hf_softext.heads.backbone import backbone
 from hf_softext.heads.features import extract_features
+from hf_softext.heads.token_rows import token_rows
 
 
 def shared_features(
@@ -44,11 +46,11 @@ def shared_features(
     Raises:
         ValueError: as `extract_features`.
     """
-    # equal rows once: padded differently they may differ by rounding, and not be seen to be equal
-    keys = [tuple(row["input_ids"]) if "input_ids" in row else row["text"] for row in rows]
-    place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    first = dict(zip(reversed(keys), reversed(rows), strict=True))
-    distinct = [first[key] for key in place]
+    # rows of equal tokens once: made by two processes they may differ by rounding, and not be seen
+    # to be equal
+    first = token_rows(rows, tokenizer, backbone(model), "text", max_length).first_of_equal()
+    place = {number: rank for rank, number in enumerate(dict.fromkeys(first))}
+    distinct = [rows[number] for number in place]
 
     def make(number: int, shown: bool) -> Tensor:
         return extract_features(
@@ -75,4 +77,4 @@ def shared_features(
     for number in shares:
         part = make(number, False) if number != state.process_index else mine
         features[number :: state.num_processes] = part
-    return features[[place[key] for key in keys]]
+    return features[[place[number] for number in first]]

@@ -14,9 +14,10 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoConfig
 
-from hf_softext.heads.backbone import backbone_fingerprint, default_pooling
+from hf_softext.heads.backbone import backbone, backbone_fingerprint, default_pooling
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.verifier import POOLING, check_decoder, check_flags, positions
+from hf_softext.heads.token_rows import token_rows
 from hf_softext.training.causal_lm_model import describe_source, load_tokenizer
 from hf_softext.training.checkpoints import claim, needed, publish
 from hf_softext.training.sdm_diagnosis import Diagnosis, diagnose, least_similarity
@@ -133,8 +134,9 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
     model_config = AutoConfig.from_pretrained(source)
     tokenizer = load_tokenizer(args.tokenizer, source)
     with state.main_process_first():
-        task, train, test, repeated = _read(args, model_config, tokenizer)
+        task, train, given = _read(args, model_config, tokenizer)
     model = load_backbone(source, model_config, args.dtype, state)
+    test = _unseen(train, given, tokenizer, model, args.max_length)
     with state.main_process_first():
         claim(work, args, _IDENTITY)
     default = POOLING if task == "generation" else default_pooling(model)
@@ -165,7 +167,8 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
     if args.save_model:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
-    facts = _facts(args, task, model, result, (len(train.rows), repeated))
+    counts = len(train.rows), len(given.rows) - len(test.rows)
+    facts = _facts(args, task, model, result, counts)
     write_head_card(staged, facts, result.scores, args.save_model)
     head.save_pretrained(staged)
     content = json.dumps({**facts, "scores": result.scores}, indent=2, allow_nan=False)
@@ -184,8 +187,8 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
 
 def _read(
     args: VerifierArguments, model_config: Any, tokenizer: Any
-) -> tuple[str, LabelledRows, LabelledRows, int]:
-    """The task, rows to fit on, rows to measure on, and how many of these were left out."""
+) -> tuple[str, LabelledRows, LabelledRows]:
+    """The task, rows to fit on, and rows to measure on."""
     columns = Columns(
         args.text_column,
         args.label_column,
@@ -223,13 +226,24 @@ def _read(
         check_flags([bool(one) for one in train.labels], len(train.labels))
         if args.pooling not in (None, POOLING):
             raise ValueError(f"pooling={args.pooling!r}: a generation is judged with {POOLING}.")
-    kept = test.without(train)
+    return task, train, test
+
+
+def _unseen(
+    train: LabelledRows, test: LabelledRows, tokenizer: Any, model: Any, max_length: int | None
+) -> LabelledRows:
+    """Rows to measure on that are no rows of the fit, to the model: these would vouch for
+    themselves."""
+    rows = token_rows(train.rows + test.rows, tokenizer, backbone(model), "text", max_length)
+    count = len(train.rows)
+    first = rows.first_of_equal()[count:]
+    kept = test.pick([place for place, number in enumerate(first) if number >= count])
     if test.rows and not kept.rows:
         raise ValueError(
             f"every one of the {len(test.rows)} rows to measure on is a row of the fit too: give "
             "other test_data, or held_out=0 for none."
         )
-    return task, train, kept, len(test.rows) - len(kept.rows)
+    return kept
 
 
 def _fit(
@@ -253,6 +267,7 @@ def _fit(
         id2label=names,
         pooling=pooling,
         layers=tuple(args.layers),
+        max_length=args.max_length,
         backbone=backbone_fingerprint(model),
     )
 

@@ -184,6 +184,11 @@ def test_calibration():
     found = detector.combine(torch.tensor(rows)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert detector.is_ood(outside).float().mean() > 0.8
+    # a weight below 0 does not make infinitely far away near
+    detector.calibrate(outside, inside)
+    assert bool((detector.weights < 0).any())
+    infinite = torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf], [-torch.inf, -torch.inf]])
+    assert detector.is_ood(infinite).all()
 
 
 def test_threshold_keeps_its_promise():
@@ -210,6 +215,7 @@ def test_threshold_keeps_its_promise():
         (lambda x, y: MahalanobisDetector().save_pretrained("nowhere"), "nothing to save"),
         (lambda x, y: MahalanobisDetector().is_ood(x), "has no threshold"),
         (lambda x, y: MahalanobisDetector().fit_features(x, y + (y > 0)), "class 1 has no row"),
+        (lambda x, y: MahalanobisDetector().fit_features(x, y << 40), "class 1 has no row"),
         (lambda x, y: MahalanobisDetector().fit_features(x, y - 1), "labels has -1"),
         (lambda x, y: MahalanobisDetector().fit_features(x, y[1:]), "labels has 119 rows, and the"),
         (lambda x, y: MahalanobisDetector().fit_features(x, y / 2), r"must be \(N,\) whole"),

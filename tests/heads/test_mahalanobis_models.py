@@ -1,6 +1,7 @@
 """The Mahalanobis detector behind models, and its files."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_behind_a_model(name, tmp_path):
     assert torch.equal(loaded.score(model, batch), detector.score(model, batch))
     assert torch.equal(loaded.is_ood(moved), detector.is_ood(moved))
     assert loaded.backbone == detector.backbone
+    # a process that is sent the detector looks at the model anew
+    sent = pickle.loads(pickle.dumps(detector))
+    assert torch.equal(sent.score(model, batch), detector.score(model, batch))
+    with pytest.raises(ValueError, match="another digest"):
+        detector.score(model.bfloat16(), batch)
+    model.float()
     with torch.no_grad():
         next(model.base_model.parameters()).mul_(2)
     for call in (
@@ -111,9 +118,10 @@ def test_files(tmp_path, monkeypatch):
         config.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=message):
             MahalanobisDetector.from_pretrained(tmp_path)
-    config.write_text("{")
-    with pytest.raises(ValueError, match="is not the config of a MahalanobisDetector"):
-        MahalanobisDetector.from_pretrained(tmp_path)
+    for text in ("{", "[]"):
+        config.write_text(text)
+        with pytest.raises(ValueError, match="is not the config of a MahalanobisDetector"):
+            MahalanobisDetector.from_pretrained(tmp_path)
 
     sent = {}
 

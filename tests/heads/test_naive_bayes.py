@@ -143,6 +143,8 @@ def test_behind_a_model(tmp_path):
     assert torch.equal(*more)
     with pytest.raises(ValueError, match="fitted on a model, and the model given has another"):
         loaded.classify(build("bert"), batch)
+    # what was found out for one model does not hold for the next
+    assert probe.fit(build("bert"), words, table, progress=False).pooling == "cls_mean"
     config = tmp_path / "naive_bayes_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"floor": True}))
     with pytest.raises(ValueError, match="floor=True, of a kind"):
@@ -158,6 +160,7 @@ def test_behind_a_model(tmp_path):
         (lambda x, y: NaiveBayesProbe()(x), "has not seen any rows"),
         (lambda x, y: NaiveBayesProbe().save_pretrained("nowhere"), "has not seen any rows"),
         (lambda x, y: NaiveBayesProbe().fit_features(x, y, 4), "class 3 of 4 has no row"),
+        (lambda x, y: NaiveBayesProbe().partial_fit(x, y << 40), "class 1 has no row"),
         (lambda x, y: NaiveBayesProbe().fit_features(x, y, 2), "labels has 2, and there are 2"),
         (
             lambda x, y: NaiveBayesProbe().partial_fit(x, y).partial_fit(x, y + 1),

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
+
+from hf_softext.heads.pooling import check_pooling
 
 ESTIMATORS = ("sdm_hr", "universal")
 INDEXES = ("torch", "faiss")
@@ -44,6 +47,8 @@ class SdmConfig:
         id2label: name of every class.
         pooling: how a row of hidden states became a vector; None for features of another origin.
         layers: which hidden states.
+        max_length: most tokens of a text in the fit, to which the pipeline cuts too; None: as many
+            as the model takes.
         backbone: what `backbone_fingerprint` says of the model behind the features; None as above.
 
     Raises:
@@ -71,10 +76,10 @@ class SdmConfig:
     id2label: Mapping[int, str] = field(default_factory=dict)
     pooling: str | None = None
     layers: tuple[int, ...] = (-1,)
+    max_length: int | None = None
     backbone: Mapping[str, Any] | None = None
 
     def __post_init__(self):
-        check_alpha(self.alpha)
         for name, choices in (("estimator", ESTIMATORS), ("index", INDEXES)):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -82,15 +87,36 @@ class SdmConfig:
                 )
         counts = ("exemplar_dim", "max_q", "num_splits", "epochs", "batch_size", "refresh_every")
         counts += ("rescaler_epochs", "rescaler_patience", "rescaler_batch_size")
-        for name in (*counts, "num_features", "num_labels"):
+        for name in (*counts, "num_features", "num_labels", "max_length"):
             value = getattr(self, name)
             if name not in counts and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, at least 1.")
+            object.__setattr__(self, name, int(value))
+        if not _is(self.seed, Integral):
+            raise ValueError(f"seed={self.seed!r} must be a whole number.")
+        check_alpha(self.alpha)
         for name in ("learning_rate", "rescaler_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be above 0, and finite.")
+            value = getattr(self, name)
+            if not _is(value, Real) or not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be above 0, and finite.")
+            object.__setattr__(self, name, float(value))
+        # JSON does not know numpy's
+        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "alpha", float(self.alpha))
+        if not isinstance(self.stratify, bool):
+            raise ValueError(f"stratify={self.stratify!r} must be True or False.")
+        if self.pooling is not None:
+            check_pooling(self.pooling)
+        for name, kind in (("id2label", Mapping), ("backbone", Mapping | None)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a mapping.")
+        whole = isinstance(self.layers, tuple | list) and all(
+            _is(layer, Integral) for layer in self.layers
+        )
+        if not whole:
+            raise ValueError(f"layers={self.layers!r} must be whole numbers, such as (-1,).")
         # JSON turns keys into text and tuples into lists
         object.__setattr__(self, "id2label", {int(k): str(v) for k, v in self.id2label.items()})
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
@@ -123,9 +149,14 @@ class SdmConfig:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+def _is(value: Any, kind: type) -> bool:
+    # a bool is an int to isinstance
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_alpha(alpha: float) -> None:
     """Raise ValueError for an accuracy that cannot be asked for."""
-    if not 0.5 < alpha <= 1:
+    if not _is(alpha, Real) or not 0.5 < alpha <= 1:
         raise ValueError(
             f"alpha={alpha!r} must be above 0.5 and at most 1: it is the accuracy to hold, such as "
             "0.95, not the share of errors."

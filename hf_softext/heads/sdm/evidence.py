@@ -8,6 +8,9 @@ from torch import Tensor
 from hf_softext.functional.empirical_cdf import ClassLists, class_lists, fraction_below
 from hf_softext.functional.nearest_rows import leading_matches
 
+# as a share of a vector's squared length: far above its rounding, far below what differs
+_SAME = 1e-10
+
 
 class Support(NamedTuple):
     """The rows that predictions are compared with.
@@ -73,7 +76,20 @@ def find_evidence(
     matches, nearest, distance = search(
         exemplars, predictions, support.exemplars, support.classes, exclude=own, limit=limit
     )
-    return Evidence(matches.float(), distance, nearest)
+    # at an infinite distance no row is nearer than another
+    return Evidence(matches.float().masked_fill(distance.isinf(), 0.0), distance, nearest)
+
+
+def are_twins(exemplars: Tensor, squared_distance: Tensor) -> Tensor:
+    """(B,), bool: rows at a place where the support has one.
+
+    A row's vector differs by rounding from batch to batch, so that the distance need not be 0.
+
+    Args:
+        exemplars: (B, M).
+        squared_distance: (B,), to the nearest row.
+    """
+    return squared_distance <= _SAME * exemplars.square().sum(1)
 
 
 def distance_lists(evidence: Evidence, labels: Tensor, num_labels: int) -> ClassLists:

@@ -117,11 +117,10 @@ def _fit_split(
     features: Tensor, labels: Tensor, config: SdmConfig, split: int, files: SplitFiles, bar: tqdm
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     generator = torch.Generator().manual_seed(config.seed + split)
-    assert config.num_features is not None
-    assert config.num_labels is not None
-    parts = halves(labels, config.num_labels, config.stratify, generator)
-    home = features.device
-    adaptor = ExemplarAdaptor(config.num_features, config.exemplar_dim, config.num_labels).to(home)
+    # every class has rows
+    count, home = int(labels.max()) + 1, features.device
+    parts = halves(labels, count, config.stratify, generator)
+    adaptor = ExemplarAdaptor(features.shape[1], config.exemplar_dim, count).to(home)
     adaptor.initialize(generator)
     adaptor.standardize_by(features[parts[0].to(home)])
     train, calibration = (
@@ -147,7 +146,7 @@ def _fit_split(
     if config.estimator == "universal":
         tensors |= fit_rescaling(rows, generator, config, not bar.disable)
         valid = tensors["split_similarity"]
-        scores = Scores(tensors["split_outputs"], valid, valid, rows.labels, config.num_labels)
+        scores = Scores(tensors["split_outputs"], valid, valid, rows.labels, rows.num_labels)
     least = float(scores.region(config.alpha).min_similarity)
     notes = {
         "loss": training.best_loss,

@@ -1,6 +1,6 @@
 """Fitting a head on texts behind a frozen model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ def fit_texts(
     for name, column in (("label_column", label_column), ("id_column", id_column)):
         if column is not None and column not in columns:
             raise ValueError(f"{name}={column!r} is no column of train_dataset: {sorted(columns)}.")
-    labels, names = _labels(train_dataset, label_column)
+    labels, names = _labels(train_dataset, label_column, config.id2label)
     names = dict(config.id2label) or names or _model_names(model, labels)
     pooling = pooling or config.pooling or default_pooling(model)
+    layers = config.layers if tuple(layers) == (-1,) else tuple(layers)
+    max_length = max_length or config.max_length
     work = None if work_dir is None else Path(work_dir)
     features = extract_features(
         model,
@@ -50,9 +52,6 @@ def fit_texts(
         cache_dir=None if work is None else work / "features",
         progress=progress,
     )
-    # equal texts may differ by rounding, having been padded differently; then they would not be
-    # seen to be equal
-    features = features[_first_of_equal(train_dataset, columns, text_column)]
     texts = None
     if keep_texts and text_column in columns:
         texts = list(map(str, _column(train_dataset, text_column)))
@@ -65,7 +64,8 @@ def fit_texts(
             config,
             {
                 "pooling": pooling,
-                "layers": tuple(layers),
+                "layers": layers,
+                "max_length": max_length,
                 "id2label": names,
                 "backbone": backbone_fingerprint(model),
             },
@@ -91,19 +91,27 @@ def _column(dataset: Any, name: str) -> list[Any]:
     return [row[name] for row in dataset]
 
 
-def _first_of_equal(dataset: Any, columns: set[str], text_column: str) -> list[int]:
-    name = "input_ids" if "input_ids" in columns else text_column
-    seen: dict[str, int] = {}
-    return [seen.setdefault(str(row), place) for place, row in enumerate(_column(dataset, name))]
-
-
-def _labels(dataset: Any, column: str) -> tuple[list[int], dict[int, str]]:
+def _labels(
+    dataset: Any, column: str, id2label: Mapping[int, str]
+) -> tuple[list[int], dict[int, str]]:
+    """Numbers, and the names of the classes where the dataset says them."""
     values = _column(dataset, column)
     feature = getattr(dataset, "features", {}).get(column)
     names = getattr(feature, "names", None)
-    if values and isinstance(values[0], str):
+    if any(isinstance(value, str) for value in values):
+        others = [value for value in values if not isinstance(value, str)]
+        if others:
+            raise ValueError(
+                f"label_column={column!r} holds names and {others[0]!r}: give a name for each row."
+            )
         names = sorted(set(values))
-        place = {name: number for number, name in enumerate(names)}
+        place = {name: number for number, name in (id2label or dict(enumerate(names))).items()}
+        unknown = [name for name in names if name not in place]
+        if unknown:
+            raise ValueError(
+                f"label_column={column!r} holds {unknown[0]!r}, which is none of id2label's names: "
+                f"{', '.join(place)}."
+            )
         values = [place[value] for value in values]
     return values, dict(enumerate(names or ()))
 

@@ -60,10 +60,11 @@ def generate_verified(
         One for each prompt, in their order.
 
     Raises:
-        TypeError: a single text in place of a list.
+        TypeError: a single text in place of a list, or token ids that are no tensor.
         ValueError: another model than the verifier's, an option out of range, several tries without
             `do_sample=True`, several prompts without a pad_token, padding on the right, inputs that
-            are no text, or `num_return_sequences`, for which `num_candidates` stands.
+            are no text, a prompt without tokens, or `num_return_sequences`, for which
+            `num_candidates` stands.
 
     Notes:
         Every answer costs another pass of the model over prompt and answer. A verdict is on one
@@ -166,8 +167,15 @@ def _encoded(tokenizer: Any, inputs: Any) -> dict[str, Tensor]:
             "input_ids and attention_mask."
         )
     given = {name: inputs[name] for name in _NEEDED if name in inputs}
+    for name, one in given.items():
+        if not isinstance(one, Tensor) or one.dim() != 2:
+            raise TypeError(f"{name} must be a tensor, (B, L): tokenise with return_tensors='pt'.")
     given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-    if not bool(given["attention_mask"][:, -1:].bool().all()):
+    real = given["attention_mask"].bool()
+    empty = (~real.any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"prompt {empty[0]} ({len(empty)} in all) has no tokens: leave it out.")
+    if not bool(real[:, -1].all()):
         raise ValueError("inputs are padded on the right: use padding_side='left' to generate.")
     return given
 

@@ -76,9 +76,9 @@ class SdmHead(SdmPredictions):
             label_column: of the labels: whole numbers from 0, or names.
             id_column: of ids by which neighbours are named; None: row numbers.
             keep_texts: whether texts of the support are kept, to be shown with predictions.
-            pooling: see `extract_features`; None: what suits the model.
-            layers: see `extract_features`.
-            max_length: most tokens of a text.
+            pooling: see `extract_features`; None: the config's, or what suits the model.
+            layers: see `extract_features`; (-1,): the config's.
+            max_length: most tokens of a text; None: the config's, or what the model takes.
             feature_batch_size: texts at once.
             config: the settings; None: the defaults.
             work_dir: a folder for what is done. The same call finds it there, and one that was

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from hf_softext.heads.features import backbone, pooled_features
+from hf_softext.heads.backbone import backbone, evaluating
+from hf_softext.heads.pooling import pooled_features
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.output import SdmOutput
-from hf_softext.heads.sdm.saving import check_attached, load_head
+from hf_softext.heads.sdm.saving import check_attached, check_precision, load_head
 
 # of the options, what finds the head's files too
 _DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only")
@@ -25,12 +26,17 @@ class SdmForSequenceClassification(nn.Module):
         model: as it was given, with or without a head of its own; its own predictions are had by
             calling it.
         head: the SDM head.
+
+    Raises:
+        ValueError: the head was fitted on another model.
     """
 
     def __init__(self, model: nn.Module, head: SdmHead):
         super().__init__()
+        check_attached(head, model)
         self.model = model
         self.head = head
+        self._attached_dtype = self.dtype
 
     @classmethod
     def from_backbone(cls, model: Any, head: SdmHead) -> "SdmForSequenceClassification":
@@ -43,9 +49,9 @@ class SdmForSequenceClassification(nn.Module):
         Raises:
             ValueError: the head was fitted on another model.
         """
-        check_attached(head, model)
-        body = backbone(model)
-        return cls(model, head.to(next(body.parameters()).device)).eval()
+        found = cls(model, head)
+        head.to(found.device)
+        return found.eval()
 
     @classmethod
     def from_pretrained(
@@ -109,16 +115,18 @@ class SdmForSequenceClassification(nn.Module):
                 the backbone does not take are left out.
 
         Returns:
-            See `SdmOutput`. Without rows, empty.
+            See `SdmOutput`. Without rows, empty. Dropout is off, in training mode too.
+
+        Raises:
+            ValueError: a row without a token, or a backbone that was cast to another precision.
         """
         first = next((value for value in inputs.values() if isinstance(value, Tensor)), None)
         if first is not None and len(first) == 0:
-            assert self.head.config.num_features is not None
-            return self.head(torch.zeros(0, self.head.config.num_features))
-        config = self.head.config
-        assert config.pooling is not None
-        with torch.no_grad():
-            features = pooled_features(self.model, inputs, config.pooling, config.layers)
+            return self.head(torch.zeros(0, self.head.adaptor.exemplar.in_features))
+        body, config = backbone(self.model), self.head.config
+        check_precision(body, self._attached_dtype)
+        with torch.no_grad(), evaluating(body):
+            features = pooled_features(self.model, inputs, str(config.pooling), config.layers)
         return self.head(features)
 
     @property

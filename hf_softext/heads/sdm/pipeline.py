@@ -1,13 +1,17 @@
 """The pipeline task "sdm-text-classification"."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import Pipeline
 
+from hf_softext.heads.backbone import backbone
 from hf_softext.heads.sdm.canonical import of_class
 from hf_softext.heads.sdm.model import SdmForSequenceClassification
+from hf_softext.heads.token_rows import UNBOUNDED, longest_row
 
 TASK = "sdm-text-classification"
 
@@ -26,10 +30,10 @@ class SdmTextClassificationPipeline(Pipeline):
         tokenizer: of its backbone.
         top_exemplars: how many training rows are shown, 3 by default; at the call too.
         **kwargs: of `transformers.Pipeline`. What the call takes besides is the tokenizer's, such
-            as `max_length`; texts are cut to what the model takes.
+            as `max_length`; by default texts are cut as in the fit, or to what the model takes.
 
     Raises:
-        TypeError: another model.
+        TypeError: another model, or an option that is none.
     """
 
     _load_tokenizer = True
@@ -46,9 +50,21 @@ class SdmTextClassificationPipeline(Pipeline):
                 "what you did, load it with SdmForSequenceClassification.from_pretrained, which "
                 "says what is wrong.)"
             )
+        longest = longest_row(backbone(self.model.model), self.tokenizer)
+        longest = min(longest, self.model.head.config.max_length or longest)
+        # a tokenizer has no length without bound
+        self._cut = {"truncation": True, "max_length": longest} if longest < UNBOUNDED else {}
 
     def _sanitize_parameters(self, **parameters: Any):
         shown = parameters.pop("top_exemplars", None)
+        known = inspect.signature(PreTrainedTokenizerBase.__call__).parameters
+        unknown = sorted(set(parameters) - set(known))
+        if unknown:
+            # a tokenizer would leave it out, in silence
+            raise TypeError(
+                f"{unknown[0]!r} is no option of {TASK}: give top_exemplars, or what a tokenizer "
+                "takes, such as max_length."
+            )
         return parameters, {} if shown is None else {"top_exemplars": shown}, {}
 
     def preprocess(self, input_: str, **parameters: Any) -> Any:
@@ -56,7 +72,7 @@ class SdmTextClassificationPipeline(Pipeline):
         texts = {"text": input_} if isinstance(input_, str) else dict(input_)
         if self.tokenizer is None:
             raise ValueError("tokenizer is missing: give the one of the model's backbone.")
-        return self.tokenizer(**texts, return_tensors="pt", **{"truncation": True, **parameters})
+        return self.tokenizer(**texts, return_tensors="pt", **{**self._cut, **parameters})
 
     def _forward(self, model_inputs: Any, top_exemplars: int = 3) -> dict[str, Any]:
         model: Any = self.model

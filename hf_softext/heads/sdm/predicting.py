@@ -69,14 +69,19 @@ class SdmPredictions(SdmUpdates):
 
         Args:
             output: of `forward`.
-            count: how many.
+            count: how many; all where there are fewer.
 
         Returns:
             For each row a list, nearest first, of "id", "text", "label", "predicted" (names) and
             "distance" (squared); empty for a row that is not finite.
+
+        Raises:
+            ValueError: a count below 0, or an output without its vectors.
         """
-        assert output.exemplars is not None
-        assert output.prediction is not None
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"count={count!r} must be a whole number, at least 0.")
+        if output.exemplars is None or output.prediction is None:
+            raise ValueError("output has no exemplars or prediction: give one of the head's own.")
         found: list[list[dict[str, Any]]] = [[] for _ in range(len(output.prediction))]
         known = (output.prediction >= 0).nonzero().squeeze(1)
         rows, distances = nearest_rows(output.exemplars[known], self.support_exemplars, count)

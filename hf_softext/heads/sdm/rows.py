@@ -1,9 +1,12 @@
 """What may go into a head."""
 
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_NO_NUMBERS = (torch.bool, torch.complex64, torch.complex128)
 
 
 def check_features(features: Any, num_features: int | None, *, finite: bool = False) -> None:
@@ -52,7 +55,8 @@ def check_labels(
         found = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError("labels are no whole numbers: number the classes from 0 on.") from error
-    if found.numel() and (found.is_floating_point() or found.dtype == torch.bool):
+    # an empty list becomes float32
+    if found.numel() and (found.dtype.is_floating_point or found.dtype in _NO_NUMBERS):
         raise TypeError(f"labels are {found.dtype}: give whole numbers, from 0 to C - 1.")
     if found.shape != (rows,):
         raise ValueError(f"labels of shape {tuple(found.shape)}: one for each of {rows} rows.")
@@ -65,11 +69,12 @@ def check_labels(
             f"label {int(outside[0])} is outside of 0 to {num_labels - 1}: leave such rows out; "
             "they can be added to the support later, where they never match."
         )
-    missing = sorted(set(range(num_labels)) - set(found.tolist())) if every_class else []
-    if missing:
+    present = set(found.tolist())
+    if every_class and len(present) < num_labels:
+        missing = list(islice((one for one in range(num_labels) if one not in present), 5))
         raise ValueError(
-            f"no row has label {', '.join(map(str, missing[:5]))} ({len(missing)} of {num_labels} "
-            "classes): then nothing could be admitted. Give rows of every class, or number the "
-            "classes without gaps."
+            f"no row has label {', '.join(map(str, missing))} ({num_labels - len(present)} of "
+            f"{num_labels} classes): then nothing could be admitted. Give rows of every class, or "
+            "number the classes without gaps."
         )
     return found

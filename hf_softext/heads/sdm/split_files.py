@@ -42,7 +42,7 @@ class SplitFiles:
         """Write a split that is done."""
         self._write(f"split-{split:03d}", tensors, notes)
         if self.folder is not None:
-            self._path(f"progress-{split:03d}").unlink(missing_ok=True)
+            _path(self.folder, f"progress-{split:03d}").unlink(missing_ok=True)
 
     def save_progress(self, split: int, training: SplitTraining) -> None:
         """Write where a training is, bit by bit."""
@@ -82,15 +82,11 @@ class SplitFiles:
         whole = training.optimizer.state_dict()
         training.optimizer.load_state_dict({**whole, "state": state})
 
-    def _path(self, name: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{name}.safetensors"
-
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if self.folder is None:
             return None
         try:
-            with safe_open(self._path(name), framework="pt") as file:
+            with safe_open(_path(self.folder, name), framework="pt") as file:
                 notes = json.loads((file.metadata() or {})["notes"])
                 return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118
         except (OSError, SafetensorError):
@@ -99,9 +95,13 @@ class SplitFiles:
     def _write(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         if self.folder is None:
             return
-        path = self._path(name)
+        path = _path(self.folder, name)
         staged = path.with_suffix(".tmp")
         # safetensors takes no two names for one memory
         copies = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
         save_file(copies, staged, metadata={"notes": json.dumps(notes)})
         os.replace(staged, path)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"

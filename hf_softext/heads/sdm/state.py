@@ -107,6 +107,10 @@ class SdmState(nn.Module):
             self.register_buffer(f"_{name}_values", found.values, persistent=False)
             self.register_buffer(f"_{name}_offsets", found.offsets, persistent=False)
 
+    def _load_from_state_dict(self, *_: Any) -> None:
+        # ids, settings and ranks would stay those of before
+        raise ValueError("an SDM head is more than its tensors: load it with from_pretrained.")
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # casting a model to half precision must not round what neighbours are found by
         def keep(tensor: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_softext.functional.empirical_cdf import class_lists
+from hf_softext.functional.nearest_rows import leading_matches
 from hf_softext.functional.sdm import sdm
 from hf_softext.heads.sdm.calibration import Calibration, spread
-from hf_softext.heads.sdm.evidence import distance_quantile, find_evidence
+from hf_softext.heads.sdm.evidence import are_twins, distance_quantile, find_evidence
 from hf_softext.heads.sdm.region import Region, threshold_curve
 from hf_softext.heads.sdm.rows import check_features, check_labels
 from hf_softext.heads.sdm.state import RESCALING, SdmState
@@ -32,7 +33,8 @@ class SdmUpdates(SdmState):
         """Append labelled rows to the support, without training.
 
         Predictions stay as they are; similarity and distance of later rows change. The region is
-        not looked for again: `recalibrate` with rows that are not in the support does that.
+        not looked for again: `recalibrate` with rows that are not in the support does that. A row
+        that is in the support already counts twice from then on, and a warning says so.
 
         Args:
             features: (B, D), finite.
@@ -58,9 +60,22 @@ class SdmUpdates(SdmState):
             )
         if texts is not None and len(texts) != len(labels):
             raise ValueError(f"texts are {len(texts)}, and rows {len(labels)}: give one for each.")
+        own = torch.arange(len(labels), device=labels.device) + len(self.support_labels)
+        predictions = logits.argmax(1)
         self.support_exemplars = torch.cat([self.support_exemplars, exemplars])
         self.support_labels = torch.cat([self.support_labels, labels])
-        self.support_predictions = torch.cat([self.support_predictions, logits.argmax(1)])
+        self.support_predictions = torch.cat([self.support_predictions, predictions])
+        _, _, distance = leading_matches(
+            exemplars, predictions, self.support_exemplars, self.support.classes, exclude=own
+        )
+        twins = int((are_twins(exemplars, distance) & (labels == predictions)).sum())
+        if twins:
+            warnings.warn(
+                f"{twins} of {len(labels)} rows are in the support twice now: they count twice in "
+                "the similarity of what is near them, and more is admitted than was calibrated. "
+                "Leave out rows that are in it already.",
+                stacklevel=2,
+            )
         self.support_ids += ids
         self.support_texts += [None] * len(labels) if texts is None else list(texts)
 
@@ -80,9 +95,11 @@ class SdmUpdates(SdmState):
             The region in force from now on.
 
         Raises:
-            ValueError: alpha outside (0.5, 1], rows with a class missing, or rows for the universal
-                estimator, whose rescaling was trained on the old ones.
+            ValueError: alpha outside (0.5, 1], features or labels alone, rows with a class missing,
+                or rows for the universal estimator, whose rescaling was trained on the old ones.
         """
+        if (features is None) != (labels is None):
+            raise ValueError("features and labels belong together: give both, or neither.")
         config = replace(self.config, alpha=self.config.alpha if alpha is None else alpha)
         state = {}
         if features is not None:
@@ -124,7 +141,7 @@ class SdmUpdates(SdmState):
         evidence = find_evidence(
             exemplars, prediction, self.support, max_q=self.config.max_q, index=self.config.index
         )
-        twins = int((evidence.squared_distance == 0).sum())
+        twins = int(are_twins(exemplars, evidence.squared_distance).sum())
         if twins:
             warnings.warn(
                 f"{twins} of {len(labels)} calibration rows are support rows too: they vouch for "

@@ -13,7 +13,7 @@ from hf_softext.heads.sdm.completions import Text, completion_rows
 from hf_softext.heads.sdm.config import SdmConfig
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.output import SdmOutput
-from hf_softext.heads.sdm.saving import check_attached
+from hf_softext.heads.sdm.saving import check_attached, check_precision
 from hf_softext.heads.sdm.verifier_card import write_verifier_card
 
 BAD, GOOD = 0, 1
@@ -87,7 +87,8 @@ class SdmVerifier:
         check_decoder(model.config)
         check_attached(head, model)
         self.model, self.tokenizer = model, tokenizer
-        self.head = head.to(next(backbone(model).parameters()).device).eval()
+        weight = next(backbone(model).parameters())
+        self.head, self._attached_dtype = head.to(weight.device).eval(), weight.dtype
 
     @classmethod
     def fit(
@@ -161,7 +162,8 @@ class SdmVerifier:
 
         Raises:
             TypeError: as `completion_rows`.
-            ValueError: as `completion_rows`, or a batch_size below 1.
+            ValueError: as `completion_rows`, a batch_size below 1, or a model that was cast to
+                another precision.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
@@ -207,8 +209,10 @@ class SdmVerifier:
                 [[1] * len(row) + [0] * (width - len(row)) for row in ids]
             ),
         }
+        body = backbone(self.model)
+        check_precision(body, self._attached_dtype)
         # a model in the midst of training is to be in training mode afterwards
-        with evaluating(backbone(self.model)):
+        with evaluating(body):
             features = pooled_features(self.model, batch, POOLING, self.head.config.layers)
         return self.head(features)
 

@@ -1,8 +1,10 @@
 """Fitting: splits, equal rows, what is refused, and going on after a kill."""
 
+import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,11 +166,25 @@ def test_what_cannot_be_fitted_is_refused():
         refused("above 0.5 and at most 1", alpha=alpha)
     refused("index='annoy' must be one of torch, faiss", index="annoy")
     refused("epochs=0 must be a whole number", epochs=0)
+    refused("alpha='0.9' must be above", alpha="0.9")
+    refused("learning_rate=nan must be above 0", learning_rate=float("nan"))
+    refused("seed=0.5 must be a whole number", seed=0.5)
+    refused("stratify='no' must be True or False", stratify="no")
+    refused(r"layers=\(0.5,\) must be whole numbers", layers=(0.5,))
+    refused("layers=-1 must be whole numbers", layers=-1)
+    refused("pooling='max' must be one of", pooling="max")
+    refused(r"id2label=\['a'\] must be a mapping", id2label=["a"])
+    refused("backbone='b' must be a mapping", backbone="b")
+    refused("labels are torch.complex64", labels=labels.to(torch.complex64), error=TypeError)
+    # no memory for so many classes
+    refused("label 2, 3, 4, 5, 6 .1099511627774 of", labels=torch.where(labels == 2, 2**40, labels))
 
 
 def test_settings_survive_json():
     config = SdmConfig(num_features=3, id2label={0: "no", 1: "yes"}, layers=(-1, 2), alpha=0.7)
     assert SdmConfig.from_dict(config.to_dict()) == config
+    numpy = SdmConfig(alpha=np.float32(0.75), seed=np.int64(3), epochs=np.int64(2))
+    assert SdmConfig.from_dict(json.loads(json.dumps(numpy.to_dict()))) == numpy
     with pytest.raises(ValueError, match="format=2"):
         SdmConfig.from_dict(config.to_dict() | {"format": 2})
     with pytest.raises(ValueError, match="trust: an SDM head has no such setting"):

@@ -147,6 +147,8 @@ def test_mistakes_say_what_to_do():
         ({"model": language_model()}, ValueError, "model is not the verifier's"),
         ({"inputs": "w1"}, TypeError, "give a list of prompts"),
         ({"inputs": right}, ValueError, "padded on the right"),
+        ({"inputs": dict(judge.tokenizer(PROMPTS))}, TypeError, "return_tensors='pt'"),
+        ({"inputs": ["w1", ""]}, ValueError, r"prompt 1 \(1 in all\) has no tokens"),
         ({"inputs": pixels}, ValueError, "pixel_values"),
         ({"num_candidates": 0}, ValueError, "num_candidates=0"),
         ({"num_candidates": True}, ValueError, "num_candidates=True"),

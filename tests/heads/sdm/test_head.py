@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_softext.heads.sdm import SdmConfig, SdmHead
+from hf_softext.heads.sdm.output import SdmOutput
 from tests.heads.sdm.cases import equal, head, rows
 
 RESCALING = {
@@ -71,13 +72,17 @@ def test_rows_from_elsewhere_are_refused(estimator):
         torch.testing.assert_close(output.probs, torch.full((500, 3), 1 / 3))
 
 
-@both
+@pytest.mark.parametrize("estimator", ["sdm_hr", "universal", "faiss"])
 def test_a_row_too_large_to_be_compared_is_refused(estimator):
-    features, _ = rows(4, seed=8)
-    features[1] = 3e38
-    output = fitted(estimator)(features)
-    assert not output.admit[1]
-    assert output.distance_raw[1].isinf()
+    if estimator == "faiss":
+        pytest.importorskip("faiss")
+    features = torch.cat([3e38 * torch.eye(10), -3e38 * torch.eye(10), rows(4, seed=8)[0]])
+    output = (head(index="faiss") if estimator == "faiss" else fitted(estimator))(features)
+    assert not output.admit[:20].any()
+    assert output.is_ood[:20].all()
+    assert output.distance_raw[:20].isinf().all()
+    assert not output.similarity[:20].any()
+    assert output.similarity[20:].any()
     assert output.probs.isfinite().all()
 
 
@@ -149,6 +154,8 @@ def test_features_of_another_shape_or_kind_are_refused():
             fitted("sdm_hr")(wrong)
     with pytest.raises(ValueError, match="num_features and num_labels are missing"):
         SdmHead(SdmConfig())
+    with pytest.raises(ValueError, match="load it with from_pretrained"):
+        fitted("sdm_hr").load_state_dict(head(seed=3).state_dict())
 
 
 def test_scale_of_the_vectors_does_not_matter():
@@ -185,6 +192,11 @@ def test_neighbours_are_the_nearest_training_rows():
             assert one["text"] == texts[number]
             assert one["label"] == {0: "none", 1: "1", 2: "two"}[int(labels[number])]
     assert len(found.neighbours(output, 10_000)[0]) == 200
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"count={wrong} must be"):
+            found.neighbours(output, wrong)
+    with pytest.raises(ValueError, match="output has no exemplars"):
+        found.neighbours(SdmOutput(prediction=output.prediction))
 
 
 def test_more_support_changes_evidence_and_not_predictions():
@@ -219,6 +231,14 @@ def test_more_support_changes_evidence_and_not_predictions():
     with pytest.raises(ValueError, match="too large to be compared"):
         other.add_support(features * 1e30, labels)
     assert len(other.support_labels) == len(other.support_ids) == 260
+    # the same row again would count twice, whatever the batch that it is computed in
+    right = (before.prediction == labels).nonzero().squeeze(1)[:7]
+    again = head()
+    again.add_support(features, labels)
+    with pytest.warns(UserWarning, match="7 of 7 rows are in the support twice now"):
+        again.add_support(features[right], labels[right])
+    # one that is marked as out of distribution does not count
+    again.add_support(features[right], torch.full((7,), -1))
 
 
 @both
@@ -250,10 +270,16 @@ def test_other_calibration_rows_take_the_place_of_the_old():
         found.recalibrate(features=features[labels < 2], labels=labels[labels < 2])
     with pytest.raises(ValueError, match="fit it again"):
         head(**RESCALING).recalibrate(features=features, labels=labels)
+    for alone in ({"features": features}, {"labels": labels}):
+        with pytest.raises(ValueError, match="belong together"):
+            found.recalibrate(**alone)
     used = [int(one) for one in found.support_ids]
     everything, known = rows(400)
     with pytest.warns(UserWarning, match="200 of 200 calibration rows are support rows too"):
         found.recalibrate(features=everything[used], labels=known[used])
+    # of another batch, which rounds otherwise
+    with pytest.warns(UserWarning, match="200 of 400 calibration rows are support rows too"):
+        found.recalibrate(features=everything, labels=known)
 
 
 def test_a_class_that_cannot_be_told_is_why_nothing_is_admitted():

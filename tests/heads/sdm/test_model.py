@@ -1,5 +1,6 @@
 """A head behind real models: texts in, verdicts out, and never behind another model."""
 
+import copy
 import json
 from functools import cache
 
@@ -7,12 +8,20 @@ import datasets
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, pipeline
+from tokenizers import normalizers
+from transformers import (
+    AutoModelForCausalLM,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    pipeline,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_softext import BaqConfig
 from hf_softext.heads.features import backbone_fingerprint, extract_features
-from hf_softext.heads.sdm import SdmHead
+from hf_softext.heads.sdm import SdmConfig, SdmHead
 from hf_softext.heads.sdm.model import SdmForSequenceClassification
 from hf_softext.heads.sdm.pipeline import SdmTextClassificationPipeline
 from hf_softext.quantization.baq.calibrate import quantize_model
@@ -139,7 +148,18 @@ def test_a_head_behind_another_model_is_refused(tmp_path):
         torch.randn(90, 48), torch.arange(90) % 2, **SETTINGS | {"epochs": 2}
     )
     with pytest.raises(ValueError, match="fitted on features alone"):
-        SdmForSequenceClassification.from_backbone(model.model, alone)
+        SdmForSequenceClassification(model.model, alone)
+
+
+def test_neither_training_mode_nor_a_cast_changes_what_is_admitted():
+    model, inputs = copy.deepcopy(verified("bert")), encoded(texts(20, seed=4))
+    before = model(**inputs)
+    # dropout would be at work
+    model.train()
+    assert torch.equal(model(**inputs).probs, before.probs)
+    assert all(module.training for module in model.model.modules())
+    with pytest.raises(ValueError, match=r"is torch\.bfloat16 now, and was torch\.float32"):
+        model.bfloat16()(**inputs)
 
 
 def quantized(model):
@@ -224,6 +244,9 @@ def test_the_pipeline_refuses_other_models_and_registers_once():
     assert TASK in PIPELINE_REGISTRY.get_supported_tasks()
     with pytest.raises(TypeError, match="from_backbone"):
         pipeline(TASK, model=build("bert"), tokenizer=tokenizer(), device="cpu")
+    for option in ("top_k", "top_exemplar"):
+        with pytest.raises(TypeError, match=f"'{option}' is no option of {TASK}"):
+            pipeline(TASK, model=verified("bert"), tokenizer=tokenizer(), **{option: 1})
     with pytest.raises(ValueError, match="tokenizer is missing"):
         SdmTextClassificationPipeline(verified("bert"), device="cpu")("w1")
 
@@ -264,6 +287,20 @@ def test_names_come_from_the_data(tmp_path):
     assert head.support_texts == [rows[int(key)]["text"] for key in other.support_ids]
     # the same call finds its work
     assert same(head, SdmHead.fit(model, words, data, work_dir=tmp_path / "work", **SETTINGS))
+    # numbers that are asked for are those of the names
+    asked = SdmHead.fit(model, words, named, id2label={0: "good", 1: "bad"}, **SETTINGS)
+    assert [asked.label_name(int(one)) for one in asked.support_labels] == [
+        named[int(key)]["label"] for key in asked.support_ids
+    ]
+    for label, match in (("mild", "'mild', which is none of id2label's"), (1, "names and 1")):
+        with pytest.raises(ValueError, match=match):
+            SdmHead.fit(
+                model,
+                words,
+                [*named, {"text": "w1", "label": label}],
+                id2label={0: "good", 1: "bad"},
+                **SETTINGS,
+            )
     for wrong in ({"label_column": "target"}, {"id_column": "key"}):
         with pytest.raises(ValueError, match="is no column of train_dataset"):
             SdmHead.fit(model, words, data, **wrong, **SETTINGS)
@@ -271,7 +308,44 @@ def test_names_come_from_the_data(tmp_path):
 
 def test_equal_texts_count_once_whatever_their_padding():
     torch.manual_seed(3)
-    model, rows = build("bert"), texts(120)
-    twice = [*rows, *reversed(rows)]
+    model, rows, words = build("bert"), texts(120), tokenizer()
+    # equal to the tokenizer
+    words.backend_tokenizer.normalizer = normalizers.Lowercase()
+    twice = [*rows, *({**row, "text": f"{row['text'].upper()} "} for row in reversed(rows))]
     with pytest.warns(UserWarning, match="120 of 240 rows"):
-        SdmHead.fit(model, tokenizer(), twice, feature_batch_size=7, **SETTINGS)
+        SdmHead.fit(model, words, twice, feature_batch_size=7, **SETTINGS)
+
+
+def test_long_rows_that_begin_and_end_alike_are_not_one():
+    # torch prints both as the same numbers around dots
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaModel(LlamaConfig(vocab_size=97, intermediate_size=8, **sizes))
+    ids = torch.randint(3, 97, (20, 1100))
+    ids[:, :3], ids[:, -3:] = 5, 6
+    rows = {"input_ids": ids.tolist(), "label": [row % 2 for row in range(20)]}
+    data = datasets.Dataset.from_dict(rows).with_format("torch")
+    found = SdmHead.fit(model, None, data, **SETTINGS | {"epochs": 1})
+    assert found.report["distinct_rows"] == 20
+
+
+def test_the_pipeline_cuts_as_the_fit_did():
+    long = [{**row, "text": f"{row['text']} w1 w2 w3 w4 w5 w6 w7"} for row in texts(120)]
+    words = tokenizer()
+    body = build("bert")
+    found = SdmHead.fit(body, words, long, max_length=8, **SETTINGS)
+    pipe = pipeline(
+        TASK,
+        model=SdmForSequenceClassification(body, found),
+        tokenizer=words,
+        device="cpu",
+    )
+    assert pipe(long[0]["text"]) == pipe(long[0]["text"], max_length=8)
+    # a config says it too
+    config = SdmConfig(layers=(0, -1), pooling="mean", max_length=8)
+    again = SdmHead.fit(body, words, long, config=config, **SETTINGS).config
+    assert (again.layers, again.pooling, again.max_length) == ((0, -1), "mean", 8)
+    assert again.num_features == 48
+    # the model takes 40, and the tokenizer does not know
+    pipe = pipeline(TASK, model=verified("bert"), tokenizer=words, device="cpu")
+    assert pipe("w1 " * 100) == pipe("w1 " * 38)

@@ -16,7 +16,8 @@ from tests.heads.sdm.test_head import RESCALING
 
 @pytest.mark.parametrize("settings", [{}, RESCALING], ids=["sdm_hr", "universal"])
 def test_loaded_heads_are_the_saved_ones(tmp_path, settings):
-    texts = ["".join(map(chr, (955, 8232, 34, 10, row + 33))) for row in range(400)]
+    # a line separator, a quote, a line end, half of a surrogate pair
+    texts = ["".join(map(chr, (955, 8232, 34, 10, 0xD800, row + 33))) for row in range(400)]
     found = head(**settings, texts=texts, id2label={0: "a"}, alpha=0.85)
     found.add_support(*rows(5, seed=4), ids=list("vwxyz"))
     found.save_pretrained(tmp_path)
@@ -88,6 +89,24 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
         return change
 
+    def flipped(name, place, bit=1):
+        def change(folder):
+            data = bytearray((folder / name).read_bytes())
+            data[place] ^= bit
+            (folder / name).write_bytes(data)
+
+        return change
+
+    # as a process that was killed between two files leaves them
+    found.recalibrate(0.7)
+    found.save_pretrained(tmp_path / "other")
+
+    def of_another(name):
+        return lambda folder: shutil.copy(tmp_path / "other" / name, folder / name)
+
+    def written(name, data):
+        return lambda folder: (folder / name).write_bytes(data)
+
     def shorter(folder):
         path = folder / "sdm_support.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
@@ -100,6 +119,31 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     broken("missing .'thresholds'", tensors(thresholds=None))
     broken("missing .'rescaling_weight'", settings(estimator="universal"))
     broken("unknown .'more'", tensors(more=torch.ones(1)))
+    config, weights, support = "sdm_config.json", "sdm_head.safetensors", "sdm_support.jsonl"
+    for change in (
+        flipped(weights, -1),
+        flipped(weights, -3000),
+        flipped(support, 9),
+        tensors(thresholds=torch.zeros(3)),
+        settings(max_q=7),
+        settings(report={}),
+        of_another(weights),
+        of_another(config),
+    ):
+        broken("are not as one call of save_pretrained wrote them", change)
+    for change in (
+        flipped(weights, 0),
+        flipped(support, 0, bit=128),
+        written(config, b"{"),
+        written(config, b"3"),
+        written(support, b"3\n"),
+        written(weights, b""),
+    ):
+        broken("broken is damaged", change)
+    half = {"support_exemplars": found.support_exemplars.half()}
+    broken(r"torch.float16 in .* must be \(200, 8\) and torch.float32", tensors(**half))
+    broken(r"must be \(4611686018427387904, 10\)", settings(exemplar_dim=2**62))
+    broken("lacks num_features", settings(num_features=None))
     broken("has no sdm_config.json", lambda f: (f / "sdm_config.json").unlink(), error=OSError)
 
 

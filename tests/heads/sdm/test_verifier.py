@@ -167,5 +167,9 @@ def test_other_heads_and_other_models_are_refused(tmp_path):
         SdmVerifier(judge.model, judge.tokenizer, plain)
     with pytest.raises(OSError, match="it is no folder of an SDM head"):
         SdmVerifier.from_pretrained(tmp_path, judge.model, judge.tokenizer)
+    cast = SdmVerifier(language_model(), judge.tokenizer, judge.head)
+    cast.model.bfloat16()
+    with pytest.raises(ValueError, match=r"is torch\.bfloat16 now, and was torch\.float32"):
+        cast.verify(["w1"], ["w2"])
     assert isinstance(judge.head, nn.Module)
     assert not judge.head.training
