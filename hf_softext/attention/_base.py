@@ -1,7 +1,6 @@
 """What every attention method does when transformers calls it, whatever it computes."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from hf_softext.attention._mask import Visibility, resolve_causal, visibility
 from hf_softext.attention.parameters import Parameters, resolve
 from hf_softext.attention.record import block_parameters, record_use
+from hf_softext.functional.without_autocast import without_autocast
 
 # arguments that change what a model computes and that no method here can honour
 _REFUSED = ("s_aux", "sinks", "indices", "block_indices", "cache")
@@ -156,7 +156,7 @@ class BaseAttention:
         parameters = self.resolve(block_parameters(config, self.name))
         record_use(config, self.name, parameters)
         self.check_head_dim(query.shape[-1], parameters)
-        with _without_autocast(query.device.type):
+        with without_autocast(query):
             call = Call(
                 query=query,
                 key=key,
@@ -182,9 +182,3 @@ class BaseAttention:
             output.to(query.dtype),
             None if weights is None else weights.to(query.dtype),
         )
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_softext.attention._base import _without_autocast
 from hf_softext.functional.low_rank_gaussian import low_rank_gaussian
+from hf_softext.functional.without_autocast import without_autocast
 
 
 class SoftKernel(nn.Module):
@@ -80,7 +80,7 @@ class SoftKernel(nn.Module):
         prefix = query.shape[2] - grid[0] * grid[1]
         if prefix < 0:
             raise ValueError(f"grid={grid} has more cells than the {query.shape[2]} tokens.")
-        with _without_autocast(query.device.type):
+        with without_autocast(query):
             wide = torch.float64 if query.dtype == torch.float64 else torch.float32
             tokens, values = query.to(wide) * query.shape[-1] ** -0.25, value.to(wide)
             factors = low_rank_gaussian(

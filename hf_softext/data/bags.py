@@ -55,8 +55,10 @@ def make_bags(
         responses: Instance Level versus Bag Level Loss Functions", 2024, arXiv 2401.11081. Random
         bags are the paper's; the release of shares is derived here.
     """
-    if bag_size < 1:
-        raise ValueError(f"bag_size={bag_size!r} must be at least 1.")
+    if bag_size < 1 or bag_size != int(bag_size):
+        raise ValueError(f"bag_size={bag_size!r} must be at least 1, and whole.")
+    if epsilon is not None and not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon!r} must be above 0, or None for no noise.")
     if len(dataset) == 0:
         raise ValueError("dataset has no samples.")
     column = _column(dataset, label_column)

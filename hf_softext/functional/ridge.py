@@ -115,7 +115,15 @@ class NormalEquations:
         """
         w = torch.cat((weight, bias[:, None]), 1).to(self._gram)
         errors = self.squares - 2 * (w.T * self.cross).sum(0) + ((w @ self.gram) * w).sum(1)
-        return errors.mean().item() / self.rows
+        # a perfect fit is 0 up to rounding, in either direction
+        return max(errors.mean().item() / self.rows, 0.0)
+
+
+def check_ridge(ridge: float) -> None:
+    """Raise ValueError for what is no penalty."""
+    number = isinstance(ridge, int | float) and not isinstance(ridge, bool)
+    if not number or not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge={ridge!r}: give a number of at least 0.")
 
 
 def solve_ridge(
@@ -151,8 +159,7 @@ def solve_ridge(
         "Scalable Neural Network Kernels", 2024, arXiv 2310.13225: only the abstract, which says
         that a closed form is possible; the formula is the textbook's.
     """
-    if not ridge >= 0 or ridge == float("inf"):
-        raise ValueError(f"ridge={ridge!r}: give a number of at least 0.")
+    check_ridge(ridge)
     rows = gram[-1, -1].item()
     if rows < 1:
         raise ValueError("there are no rows to fit to.")

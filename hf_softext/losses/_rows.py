@@ -28,6 +28,13 @@ class Rows(NamedTuple):
     extras: dict[str, Any]
 
 
+def divided(total: Tensor, num_items: Tensor | float) -> Tensor:
+    """The sum of the losses by what it is divided by; where nothing counts both are 0, and it is
+    0."""
+    count = torch.as_tensor(num_items).to(total)
+    return total / torch.where(count == 0, 1.0, count)
+
+
 def has_columns(labels: Tensor) -> bool:
     """Whether labels hold a number for each logit, in their last dimension."""
     return labels.is_floating_point() and labels.dim() > 1
@@ -115,7 +122,7 @@ def _checked(loss: "SoftextLoss", z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
                 f"labels from {int(y.min())} to {int(y.max())} do not fit {of} classes: they must "
                 f"be from 0 to {of - 1}, or ignore_index={loss.ignore_index}."
             )
-        _check_class_weight(loss, of)
+        check_class_weight(loss, of)
         multiclass = bool(loss.kinds & {"multiclass", "token"})
         if "binary" in loss.kinds and (classes == 1 or (classes == 2 and not multiclass)):
             z, y = z[:, 1:] - z[:, :1] if classes == 2 else z, y[:, None].to(z.dtype)
@@ -130,8 +137,7 @@ def _check_values(loss: "SoftextLoss", y: Tensor, eager: bool) -> None:
     binary = y.shape[-1] == 1 and "binary" in loss.kinds
     if not (loss.kinds & {"multilabel", "regression"} or binary):
         _refuse(loss, f"a number for each of {y.shape[-1]} logits")
-    if y.shape[-1] > 1:
-        _check_class_weight(loss, y.shape[-1])
+    check_class_weight(loss, 2 if binary else y.shape[-1])
     if not eager:
         return
     ignored = y == loss.ignore_index
@@ -144,7 +150,8 @@ def _check_values(loss: "SoftextLoss", y: Tensor, eager: bool) -> None:
         raise ValueError("labels of a multi-label problem must be from 0 to 1.")
 
 
-def _check_class_weight(loss: "SoftextLoss", classes: int) -> None:
+def check_class_weight(loss: "SoftextLoss", classes: int) -> None:
+    """Raise ValueError where the class weights are of another number of classes."""
     if loss.class_weight is not None and len(loss.class_weight) != classes:
         raise ValueError(
             f"class_weight has {len(loss.class_weight)} numbers, and there are {classes} classes."

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_softext.losses._rows import has_columns, select_rows
+from hf_softext.losses._rows import check_class_weight, divided, has_columns, select_rows
 
 
 class SoftextLoss(nn.Module):
@@ -58,9 +58,7 @@ class SoftextLoss(nn.Module):
                 f"class_weight: {self.name!r} is no sum over rows, so no row has a weight in it."
             )
         self.ignore_index = ignore_index
-        weight = None if class_weight is None else torch.as_tensor(class_weight).float()
-        if weight is not None and (weight.dim() != 1 or not (weight >= 0).all()):
-            raise ValueError(f"class_weight={class_weight!r} must be a number >= 0 for each class.")
+        weight = None if class_weight is None else _class_weight(class_weight)
         self.register_buffer("class_weight", weight, persistent=False)
 
     def per_sample(self, logits: Tensor, labels: Tensor, **extras: Any) -> Tensor:
@@ -111,13 +109,14 @@ class SoftextLoss(nn.Module):
             weight = weight.amax(-1)
         if self.class_weight is not None:
             classes = self.class_weight.to(labels.device)
-            if columns and not self.elementwise:
+            if columns and labels.shape[-1] > 1 and not self.elementwise:
                 raise ValueError(f"class_weight: {self.name!r} weighs no labels of a row.")
-            if columns:
+            if columns and labels.shape[-1] > 1:
+                check_class_weight(self, labels.shape[-1])
                 weight = weight * classes
             else:
-                last = len(classes) - 1
-                weight = weight * classes[labels.long().clamp(0, last)]
+                index = labels.long().clamp(0, len(classes) - 1)
+                weight = weight * classes[index].reshape(weight.shape)
         if sample_weight is not None:
             own = sample_weight.to(labels.device).float()
             if own.shape != labels.shape[: own.dim()] or labels.dim() - own.dim() > columns:
@@ -193,8 +192,8 @@ class SoftextLoss(nn.Module):
             weight = weight if weight.dim() == losses.dim() else weight[:, None]
             total = (losses * weight).sum()
             if num_items is None:
-                num_items = self.count(labels, sample_weight, **extras).to(total)
-            return total / num_items
+                num_items = self.count(labels, sample_weight, **extras)
+            return divided(total, num_items)
 
     def gradient_(self, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         r"""Loss of each row, with the logits overwritten by its derivative. Optional.
@@ -229,6 +228,16 @@ class SoftextLoss(nn.Module):
         return ", ".join(
             f"{name}={own[name]!r}" for name, default in known.items() if own[name] != default
         )
+
+
+def _class_weight(given: Any) -> Tensor:
+    try:
+        weight = torch.as_tensor(given).float()
+    except (TypeError, ValueError, RuntimeError):
+        weight = torch.empty(0)
+    if weight.dim() != 1 or len(weight) == 0 or not (weight.isfinite() & (weight >= 0)).all():
+        raise ValueError(f"class_weight={given!r} must be a finite number >= 0 for each class.")
+    return weight
 
 
 def parameters(loss: type[SoftextLoss]) -> dict[str, Any]:

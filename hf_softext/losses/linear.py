@@ -1,9 +1,9 @@
 """A loss of the outputs of a linear layer, without the outputs."""
 
-import torch
 from torch import Tensor
 
 from hf_softext.functional.linear_loss import linear_loss
+from hf_softext.losses._rows import check_class_weight, divided
 from hf_softext.losses.base import SoftextLoss
 
 
@@ -52,6 +52,7 @@ def loss_of_linear(
             f"labels of {labels.dtype} and shape {tuple(labels.shape)} do not fit hidden states "
             f"of shape {tuple(hidden.shape)}."
         )
+    check_class_weight(loss, len(weight))
     labels = labels.to(hidden.device)
     y, weights = labels.reshape(-1), loss.weights(labels, sample_weight).reshape(-1)
     valid = y != loss.ignore_index
@@ -78,10 +79,8 @@ def loss_of_linear(
             softcap=softcap,
         )
     if num_items is None:
-        # rows without a label at all make 0, not 0 / 0
-        count = loss.count(labels, sample_weight)
-        num_items = torch.where(count == 0, torch.ones_like(count), count)
-    return total / num_items
+        num_items = loss.count(labels, sample_weight)
+    return divided(total, num_items)
 
 
 def can_fuse(loss: SoftextLoss) -> bool:

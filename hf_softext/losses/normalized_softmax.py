@@ -66,8 +66,8 @@ class NormalizedSoftmaxLoss(SoftextLoss):
 
     def __init__(self, temperature: float = 0.05, feature_norm: str = "l2", **common: Any):
         super().__init__(**common)
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature!r} must be above 0.")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature={temperature!r} must be above 0, and finite.")
         _check_feature_norm(feature_norm)
         self.temperature = temperature
         self.feature_norm = feature_norm

@@ -1,5 +1,6 @@
 """The losses by name, from the catalogue."""
 
+from numbers import Real
 from typing import Any
 
 from hf_softext.catalog import did_you_mean, find, methods
@@ -28,11 +29,29 @@ def get_loss(name: str | SoftextLoss, **kwargs: Any) -> SoftextLoss:
     for keyword in kwargs:
         if keyword not in known:
             raise ValueError(f"loss {name!r} takes no {keyword!r}.{did_you_mean(keyword, known)}")
+    _check_types(name, kwargs, parameters(kind))
     try:
         return kind(**kwargs)
     except TypeError as error:
-        # such as a number that a YAML file has as text
         raise ValueError(f"loss {name!r} with {kwargs}: a wrong type, {error}.") from error
+
+
+def _check_types(name: str, given: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise ValueError for a number or a truth value that is none, as YAML may have it as text."""
+    for keyword, value in given.items():
+        default, truth = known[keyword], isinstance(value, bool)
+        number = isinstance(value, Real) and not truth
+        if isinstance(default, bool):
+            wrong = "" if truth else "true or false"
+        elif isinstance(default, Real):
+            wrong = "" if number else "a number"
+        else:
+            wrong = "no truth value" if truth else ""
+        if wrong:
+            raise ValueError(
+                f"loss {name!r} with {given}: a wrong type, {keyword} must be {wrong} and is "
+                f"{value!r}."
+            )
 
 
 def list_losses(kind: str | None = None) -> list[str]:

@@ -20,13 +20,16 @@ def f_beta(
             counts of all; "binary": of class 1.
 
     Raises:
-        ValueError: nothing to score, shapes that differ, an unknown average, or beta not above 0.
+        ValueError: nothing to score, shapes that differ, an unknown average or one for another
+            shape, or beta not above 0.
     """
     predictions, references = checked(predictions, references)
     if beta <= 0:
         raise ValueError(f"beta={beta!r} must be above 0.")
     if average not in ("macro", "micro", "binary"):
         raise ValueError(f"average={average!r} must be 'macro', 'micro' or 'binary'.")
+    if average == "binary" and references.ndim > 1:
+        raise ValueError(f"average='binary' is for classes, (N,), not for {references.shape}.")
     if references.ndim == 1:
         classes = np.array([1]) if average == "binary" else np.union1d(predictions, references)
         predictions, references = predictions[:, None] == classes, references[:, None] == classes

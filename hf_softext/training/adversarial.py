@@ -1,5 +1,6 @@
 """Training on inputs that are perturbed to do harm."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 
 from hf_softext.functional.projected_ascent import NORMS
 from hf_softext.training.attack import InputAttack
+from hf_softext.training.problem import bare
 from hf_softext.training.softext_arguments import SoftextArguments
 from hf_softext.training.softext_trainer import SoftextTrainer
 
@@ -42,8 +44,8 @@ class AdversarialArguments(SoftextArguments):
         """Raise ValueError for a value that is out of range."""
         for name in ("attack_steps", "attack_size", "attack_step_size"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r} must be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value!r} must be above 0, and finite.")
         if self.attack_norm not in NORMS:
             raise ValueError(f"attack_norm={self.attack_norm!r} must be one of {', '.join(NORMS)}.")
 
@@ -125,6 +127,13 @@ class AdversarialTrainer(SoftextTrainer):
         # micro-batches of this optimizer step that were attacked
         self._attacked = 0
         self._random: list[Tensor] = []
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the attack is on the new model."""
+        model = super().call_model_init(*args, **kwargs)
+        if hasattr(self, "_attack"):
+            self._attack.model = bare(model)
+        return model
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer; with the batches of an optimizer step, it begins."""

@@ -60,14 +60,23 @@ _IDENTITY = [
     "optim",
     "learning_rate",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "warmup_steps",
     "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim_args",
+    "max_grad_norm",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "world_size",
     "bf16",
     "fp16",
     "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
 ]
 
 

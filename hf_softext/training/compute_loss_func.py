@@ -29,13 +29,15 @@ def make_compute_loss_func(
 
     Raises:
         ValueError: a loss that needs more than logits and labels, has a state, weighs its classes,
-            is no sum over rows, or is for another kind of problem: use `SoftextTrainer`.
+            ignores another label than -100, is no sum over rows, or is for another kind of problem:
+            use `SoftextTrainer`.
     """
     made = get_loss(loss, **kwargs)
     reasons = {
         f"needs {', '.join(sorted(made.needs))}": made.needs,
         "has a state that must be saved": made.stateful or made.fits,
         "is divided by the weights of the labels": made.class_weight is not None,
+        "is divided by the labels other than ignore_index": made.ignore_index != -100,
         "is no sum over rows": not made.decomposable,
     }
     for reason, applies in reasons.items():

@@ -27,8 +27,9 @@ class DistillationTrainer(SoftextTrainer):
     Args:
         *args: as for `SoftextTrainer`.
         teacher: the model that gives `teacher_logits`; the dataset may have a column of them
-            instead. Teachers read the same inputs as the model, so they need the same tokenizer;
-            they are frozen, and in evaluation mode.
+            instead. Teachers read the same inputs as the model, so they need the same tokenizer,
+            and those that it does not take, such as `token_type_ids`, as well; they are frozen, and
+            in evaluation mode.
         teacher_tough: gives the predictions of that name, or there is a column of it.
         teacher_tolerant: as `teacher_tough`.
         aux_head: the second head of `dhkd`: "linear", or "mlp": Linear(D, 200), dropout of 0.1,
@@ -41,8 +42,8 @@ class DistillationTrainer(SoftextTrainer):
     Raises:
         TypeError: a teacher that is no model.
         ValueError: a teacher that the loss does not need, or that is there as a column too; one
-            with other classes, or in another order; an option that does not go with the loss or
-            with the wrapper of the model.
+            with other classes, or in another order, without weights, or with weights of the model;
+            an option that does not go with the loss or with the wrapper of the model.
 
     Notes:
         In evaluation the loss is that of the labels alone, and teachers do not run.
@@ -95,6 +96,9 @@ class DistillationTrainer(SoftextTrainer):
             name: model.requires_grad_(False).eval().to(self.args.device)
             for name, model in teachers.items()
         }
+        # columns that only teachers take, and those of this batch
+        self._theirs: set[str] = set()
+        self._for_teachers: dict[str, Any] = {}
         self._head = None
         if "aux_logits" in self.loss.needs:
             self._check_head()
@@ -139,6 +143,25 @@ class DistillationTrainer(SoftextTrainer):
             )
         return DualHeadLoss(**{**_arguments(loss), "alpha": 0.0})
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        found = {name for one in self.teachers.values() for name in _inputs(one)}
+        self._theirs |= found.difference(columns)
+        columns.extend(sorted(found.difference(columns)))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        """As `SoftextTrainer`; keeps what teachers alone take of a batch for them."""
+        self._for_teachers = {name: inputs[name] for name in self._theirs & inputs.keys()}
+        return super().compute_loss(model, self._of_model(inputs), *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `SoftextTrainer`."""
+        return super().prediction_step(model, self._of_model(inputs), *args, **kwargs)
+
+    def _of_model(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in inputs.items() if name not in self._theirs}
+
     def more_extras(
         self, model: nn.Module, inputs: dict[str, Any], outputs: Any, labels: Tensor
     ) -> dict[str, Any]:
@@ -153,9 +176,9 @@ class DistillationTrainer(SoftextTrainer):
         return found
 
     def _answer(self, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
-        known = inspect.signature(bare(teacher).forward).parameters
+        known, given = _inputs(teacher), {**inputs, **self._for_teachers}
         with torch.no_grad(), self.accelerator.autocast():
-            return teacher(**{k: v for k, v in inputs.items() if k in known})["logits"]
+            return teacher(**{k: v for k, v in given.items() if k in known})["logits"]
 
     def _loss_of(
         self, outputs: Any, labels: Any, num_items_in_batch: Any = None, **given: Any
@@ -221,12 +244,24 @@ def _arguments(loss: Any) -> dict[str, Any]:
     return {name: value for name, value in loss.config().items() if name != "name"}
 
 
+def _inputs(teacher: Any) -> set[str]:
+    """The names of what a model takes."""
+    return set(inspect.signature(bare(teacher).forward).parameters)
+
+
 def _check_teacher(name: str, teacher: Any, model: Any) -> None:
     """Raise ValueError where the logits of a teacher are not those of the model."""
     if teacher is model:
         raise ValueError(
             f"{_argument(name)} and model are the same object: load the teacher separately."
         )
+    if {*map(id, teacher.parameters())} & {*map(id, model.parameters())}:
+        raise ValueError(
+            f"{_argument(name)} and model share weights, which would be frozen for both: load the "
+            "teacher separately."
+        )
+    if any(parameter.is_meta for parameter in teacher.parameters()):
+        raise ValueError(f"{_argument(name)} is on the meta device: load its weights first.")
     theirs, own = (getattr(bare(one), "config", None) for one in (teacher, model))
     if not hasattr(theirs, "num_labels") or not hasattr(own, "num_labels"):
         return

@@ -41,6 +41,7 @@ class FusedHead:
         self._autocast: Any = None
         self._given: dict[str, Any] | None = None
         self._verified = False
+        self._whole = True
         self._hook: Any = None
 
     def attach(self) -> "FusedHead":
@@ -95,6 +96,8 @@ class FusedHead:
             hook.remove()
         if len(found) != 2 or found[0].shape[:-1] != logits.shape[:-1]:
             return "the output layer is not called once for all positions"
+        if not self._whole:
+            return "the output layer's weight lies in pieces on several processes when it is needed"
         weight = self.head.weight
         if hasattr(weight, "full_tensor"):
             self._verified = True
@@ -144,10 +147,12 @@ class FusedHead:
         self._autocast = torch.autocast(
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         )
-        # something for the model to cap and scale
-        return hidden[..., :1]
+        # something for the model to cap and scale; a copy, as FSDP wants no views of its inputs
+        return hidden[..., :1].clone()
 
     def _finish(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        # a wrapper for several processes may have taken it apart again
+        self._whole = not hasattr(self.head.weight, "full_tensor")
         if self._given is None or self._hidden is None:
             return None
         given = dict(self._given)

@@ -73,11 +73,12 @@ def prepare_dataset(loss: SoftextLoss, dataset: Any) -> Any:
         return _Numbered(dataset)
     if "sample_index" not in columns:
         return dataset.add_column("sample_index", list(range(len(dataset))))
-    largest = max(dataset["sample_index"])
-    if largest >= len(dataset) or min(dataset["sample_index"]) < 0:
+    index = torch.as_tensor(_column(dataset, "sample_index"))
+    if not torch.equal(index.sort().values, torch.arange(len(dataset))):
         raise ValueError(
-            f"column 'sample_index' goes up to {largest} and train_dataset has {len(dataset)} "
-            "samples: number them from 0 after filtering, or leave the column out."
+            f"column 'sample_index' goes up to {int(index.max())} and has {len(index.unique())} "
+            f"numbers for {len(dataset)} samples: number them from 0, each once, after filtering "
+            "and putting datasets together, or leave the column out."
         )
     return dataset
 
@@ -98,11 +99,17 @@ def all_labels(dataset: Any) -> Tensor:
     if columns is not None:
         for name in ("labels", "label", "label_ids"):
             if name in columns:
-                return torch.as_tensor(list(dataset[name]))
+                return torch.as_tensor(_column(dataset, name))
     labels = [_labels_of(dataset[index]) for index in range(len(dataset))]
     if any(label is None for label in labels):
         raise ValueError("train_dataset has samples without 'labels'.")
     return torch.stack([label for label in labels if label is not None])
+
+
+def _column(dataset: Any, name: str) -> list[Any]:
+    """A column as plain numbers, whatever format the dataset gives them in."""
+    plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+    return list(plain[name])
 
 
 def _labels_of(sample: dict[str, Any]) -> Tensor | None:

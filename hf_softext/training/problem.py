@@ -65,19 +65,23 @@ def problem_kinds(model: Any) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def aligned_labels(inputs: Mapping[str, Any], causal: bool) -> Tensor | None:
+def aligned_labels(
+    inputs: Mapping[str, Any], causal: bool, ignore_index: int = -100
+) -> Tensor | None:
     """The label of each position, in its place.
 
     Args:
         inputs: a batch. `shift_labels` are aligned already and win over `labels`.
         causal: whether the label of a position is the next token.
+        ignore_index: the label of what does not count.
 
     Returns:
-        The labels in the shape of the batch's; the last position of a causal model's has -100.
+        The labels in the shape of the batch's; the last position of a causal model's does not
+        count.
     """
     if inputs.get("shift_labels") is not None:
         return inputs["shift_labels"]
     labels = inputs.get("labels")
     if labels is None or not causal:
         return labels
-    return F.pad(labels[..., 1:], (0, 1), value=-100)
+    return F.pad(labels[..., 1:], (0, 1), value=ignore_index)

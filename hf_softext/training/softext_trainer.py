@@ -1,9 +1,11 @@
 """A Trainer that takes its loss by name, and gets the numbers right."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
@@ -59,13 +61,12 @@ class SoftextTrainerMixin:
         fused: str | None = None,
         **kwargs: Any,
     ):
-        if kwargs.get("compute_loss_func") is not None:
+        super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func and loss exclude each other: give the loss by name."
             )
-        super().__init__(*args, **kwargs)
         check_report(getattr(self.args, "report", False))
-        leave_to_files(self.model)
         if self.args.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor has no effect on a loss by name: use loss='ce' with "
@@ -87,10 +88,6 @@ class SoftextTrainerMixin:
         check_columns(self.loss, self.train_dataset, self.provides, type(self).__name__)
         self.train_dataset = prepare_dataset(self.loss, self.train_dataset)
         self.loss.to(self.args.device)
-        self._causal = is_causal(self.model)
-        self._layer = None
-        if self.loss.needs & {"features", "head_weight"}:
-            self._layer = OutputLayer(self.model)
         # what a callback that counts rows wraps; given outputs and labels, as transformers does it
         self.compute_loss_func = self._loss_of
         self.add_callback(_Epochs(self.loss))
@@ -99,15 +96,34 @@ class SoftextTrainerMixin:
         self._watched = bool(getattr(self.args, "watch_collapse", False))
         if self._watched:
             SoftmaxCollapseCallback().watch(self)
-        self._fused = self._fused_head(fused or getattr(self.args, "fused", "auto"))
+        self._fused_how = fused or getattr(self.args, "fused", "auto")
+        self._loss_start = copy.deepcopy(self.loss.state_dict())
         self._loss_only = False
+        self._attach(self.model)
 
-    def _fused_head(self: Any, how: str) -> FusedHead | None:
+    def call_model_init(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the loss begins anew with the model."""
+        model = super().call_model_init(*args, **kwargs)  # pyright: ignore
+        # the first is made before there is a loss
+        if hasattr(self, "_loss_start"):
+            self.loss.load_state_dict(self._loss_start)
+            self._attach(model)
+        return model
+
+    def _attach(self: Any, model: Any) -> None:
+        """Take part in the forward passes of a model."""
+        leave_to_files(model)
+        self._causal = is_causal(model)
+        needed = self.loss.needs & {"features", "head_weight"}
+        self._layer = OutputLayer(model) if needed else None
+        self._fused = self._fused_head(model, self._fused_how)
+
+    def _fused_head(self: Any, model: Any, how: str) -> FusedHead | None:
         if how not in ("auto", "on", "off"):
             raise ValueError(f"fused={how!r} must be 'auto', 'on' or 'off'.")
         if how == "off":
             return None
-        head = FusedHead(self.model, self.loss, required=how == "on")
+        head = FusedHead(model, self.loss, required=how == "on")
         problem = head.problem()
         if problem is None and self._watched:
             problem = "watch_collapse counts logits"
@@ -130,7 +146,7 @@ class SoftextTrainerMixin:
             return None
         counts = []
         for batch in batch_samples:
-            labels = aligned_labels(batch, self._causal)
+            labels = aligned_labels(batch, self._causal, self.loss.ignore_index)
             if labels is not None:
                 counts.append(self.loss.count(labels, **self._extras(batch)).to(device))
         if not counts:
@@ -146,7 +162,13 @@ class SoftextTrainerMixin:
 
     def _extras(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
         names = self.loss.needs | {"sample_weight"}
-        return {name: batch[name] for name in names if name in batch}
+        found = {name: batch[name] for name in names if name in batch}
+        weight, labels = found.get("sample_weight"), batch.get("labels")
+        shifts = self._causal and batch.get("shift_labels") is None
+        if shifts and weight is not None and labels is not None and weight.shape == labels.shape:
+            # what a token counts stands where the token does, and moves with it
+            found["sample_weight"] = F.pad(weight[..., 1:], (0, 1))
+        return found
 
     def compute_loss(
         self: Any,
@@ -199,8 +221,8 @@ class SoftextTrainerMixin:
                 f"the batch has no 'labels', only {', '.join(inputs)}: name the column 'labels' "
                 "or 'label', and see that the collator keeps it."
             )
-        given = {name: rest.pop(name) for name in list(self._extras(rest))}
-        for name in WHERE:
+        given = self._extras(inputs)
+        for name in (*WHERE, *given):
             rest.pop(name, None)
         if shifted is not None:
             rest.pop("shift_labels")
@@ -217,7 +239,7 @@ class SoftextTrainerMixin:
     ) -> Tensor:
         batch = {"labels": labels, "shift_labels": given.pop("shift_labels", None)}
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        aligned = aligned_labels(batch, self._causal)
+        aligned = aligned_labels(batch, self._causal, self.loss.ignore_index)
         return self.loss(logits, aligned, num_items=num_items_in_batch, **given)
 
     def _fused_outputs(
@@ -228,7 +250,7 @@ class SoftextTrainerMixin:
             self._fused = self._fused.refuse(problem)
             return None
         batch = {"labels": labels, "shift_labels": given.get("shift_labels")}
-        aligned = aligned_labels(batch, self._causal)
+        aligned = aligned_labels(batch, self._causal, self.loss.ignore_index)
         weight = given.get("sample_weight")
         with self._fused.active(aligned, num_items=num_items, sample_weight=weight):
             return model(**rest)
@@ -238,6 +260,9 @@ class SoftextTrainerMixin:
     ) -> Any:
         """As the Trainer's; where only the loss is asked for, the logits need not exist."""
         self._loss_only = prediction_loss_only
+        if inputs.get("labels") is None:
+            # no loss, and the model does not know its columns
+            inputs = {name: value for name, value in inputs.items() if name not in WHERE}
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # pyright: ignore
         finally:

@@ -104,7 +104,9 @@ def _draw(curves: dict[str, dict[str, list[tuple[int, float]]]]) -> "Figure":
             axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
         if len(lines) > 1:
             axes.legend(frameon=False)
-        axes.set_title(panel.removeprefix("eval_").replace("_", " "), fontsize=10)
+        title = panel.removeprefix("eval_").replace("_", " ")
+        # a name with two dollar signs is no formula
+        axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(curves) :]:

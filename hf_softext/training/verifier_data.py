@@ -60,11 +60,6 @@ class LabelledRows:
             self.names,
         )
 
-    def without(self, other: "LabelledRows") -> "LabelledRows":
-        """Those that are not among others: such rows would vouch for themselves."""
-        seen = {_key(row) for row in other.rows}
-        return self.pick([place for place, row in enumerate(self.rows) if _key(row) not in seen])
-
     def held_out(self, share: float, seed: int) -> tuple["LabelledRows", "LabelledRows"]:
         """The rows in two, a share of every class in the second."""
         draw = torch.Generator().manual_seed(seed)
@@ -76,10 +71,6 @@ class LabelledRows:
             second |= set(places[order[: round(share * len(places))]].tolist())
         first = [place for place in range(len(self.rows)) if place not in second]
         return self.pick(first), self.pick(sorted(second))
-
-
-def _key(row: dict[str, Any]) -> Any:
-    return tuple(row["input_ids"]) if "input_ids" in row else row["text"]
 
 
 def find_task(table: Dataset, columns: Columns, task: str = "auto") -> str:

@@ -39,6 +39,8 @@ def test_private_bags(monkeypatch):
     ("given", "message"),
     [
         ({"bag_size": 0}, "bag_size=0 must be at least 1"),
+        ({"bag_size": 1.5}, "bag_size=1.5 must be at least 1, and whole"),
+        ({"epsilon": -1.0, "bound": 1.0}, "epsilon=-1.0 must be above 0"),
         ({"label_column": "y"}, "label_column='y': the dataset has label"),
         ({"epsilon": 1.0}, "bound=None, epsilon=1.0: a regression needs both"),
         ({"bound": 1.0}, "bound=1.0, epsilon=None"),

@@ -118,6 +118,11 @@ def test_weights_of_one_change_nothing_and_of_zero_drop_a_row(case):
         case.make()(logits, labels, sample_weight=weight, **extras),
         case.make()(logits[:5], labels[:5], **some),
     )
+    value, gradient = value_and_gradient(
+        case, case.make(), logits, labels, sample_weight=torch.zeros(6)
+    )
+    assert value == 0
+    assert (gradient == 0).all()
 
 
 @each
@@ -223,5 +228,49 @@ def test_mistakes_that_are_no_loss_in_particular():
         loss(logits[:, :0], labels)
     with pytest.raises(ValueError, match=r"sample_weight of shape \(3,\) does not fit"):
         loss(logits, labels, sample_weight=torch.ones(3))
-    with pytest.raises(ValueError, match=r"'ldr_kl' with \{'lam': '1e-3'\}: a wrong type"):
-        get_loss("ldr_kl", lam="1e-3")
+    # what a YAML file may make of a number or a truth value
+    for name, given, message in (
+        (
+            "ldr_kl",
+            {"lam": "1e-3"},
+            r"'ldr_kl' with \{'lam': '1e-3'\}: a wrong type, lam must be a",
+        ),
+        ("assistive_kd", {"tough_far": "2"}, "tough_far must be a number and is '2'"),
+        ("ce", {"ignore_index": None}, "ignore_index must be a number and is None"),
+        ("gce", {"q": True}, "q must be a number and is True"),
+        ("dr_irat", {"ema": True}, "ema must be no truth value"),
+        ("crammer_singer", {"squared": "false"}, "squared must be true or false and is 'false'"),
+        ("dr_irat", {"base": {"name": "gce", "q": "1"}}, "'gce' with .*q must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_loss(name, **given)
+    for weight in ([1.0, float("inf")], {0: 1.0}, "balanced", ["1", "2"], [], [[1.0]], [-1.0]):
+        with pytest.raises(ValueError, match="must be a finite number >= 0 for each class"):
+            get_loss("ce", class_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "count"),
+    [
+        (torch.tensor([0, 1, 2, 0]), 3, 3),
+        (torch.tensor([0, 1, 1, 0]), 1, 2),
+        (torch.tensor([0.0, 1, 1, 0]), 1, 2),
+        (torch.tensor([[0.0], [1], [1], [0]]), 1, 2),
+        (torch.eye(4)[:, :3], 3, 3),
+    ],
+    ids=["classes", "binary", "binary floats", "binary column", "multilabel"],
+)
+def test_class_weights_are_of_classes_or_of_labels(labels, classes, count):
+    logits, weight = torch.randn(4, classes), torch.rand(count)
+    loss = get_loss("l2_svm", class_weight=weight.tolist())
+    each = torch.stack([get_loss("l2_svm")(logits[i : i + 1], labels[i : i + 1]) for i in range(4)])
+    if labels.shape == (4, 3):
+        sign = 2 * labels - 1
+        expected = ((1 - sign * logits).relu().square() * weight).sum() / (4 * weight.sum())
+    else:
+        own = weight[labels.reshape(4).long()]
+        expected = (each * own).sum() / own.sum()
+    torch.testing.assert_close(loss(logits, labels), expected)
+    for wrong in ([1.0] * (count - 1), [1.0] * (count + 1)):
+        with pytest.raises(ValueError, match=f"has {len(wrong)} numbers, and there are {count}"):
+            get_loss("l2_svm", class_weight=wrong)(logits, labels)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from hf_softext.losses.comp_sum import CompSumLoss
 from hf_softext.losses.dr_irat import DrIratLoss
+from tests.processes import leave
 
 
 def batch(rows=7, classes=4):
@@ -134,8 +135,7 @@ def one_of_two(rank, folder, moved, y, ema):
         value = loss(x.detach(), y[own], perturbed_logits=x)
         value.backward()
     torch.save((value.detach(), x.grad, loss.state_dict()), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("second_counts", [True, False])

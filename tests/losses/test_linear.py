@@ -57,6 +57,12 @@ def test_by_itself_it_is_the_mean_of_what_counts():
     nothing = loss_of_linear(loss, hidden, weight, torch.full_like(labels, -100), bias=bias)
     assert nothing == 0
     assert (torch.autograd.grad(nothing, hidden)[0] == 0).all()
+    # as a training loop has it, of an optimizer step without a label
+    counted = loss_of_linear(loss, hidden, weight, torch.full_like(labels, -100), num_items=0)
+    assert counted == 0
+    assert (torch.autograd.grad(counted, hidden)[0] == 0).all()
+    with pytest.raises(ValueError, match="has 2 numbers, and there are 11 classes"):
+        loss_of_linear(get_loss("ce", class_weight=[1.0, 2.0]), hidden, weight, labels)
 
 
 @pytest.mark.parametrize("name", ["aldr_kl", "anyloss", "soft_topk", "normalized_softmax"])

@@ -58,6 +58,7 @@ def test_batches_and_combinations():
         (lambda: g_mean(GUESS[:3], TRUTH), "must have one shape"),
         (lambda: f_beta(GUESS, TRUTH, beta=0), "beta=0 must be above 0"),
         (lambda: f_beta(GUESS, TRUTH, average="weighted"), "average='weighted' must be"),
+        (lambda: f_beta(SCORES > 0, MANY, average="binary"), "average='binary' is for classes"),
         (lambda: PrecisionAtK().compute(predictions=SCORES, references=MANY, k=6), "k=6 must be"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_softext.functional.perp_grad import project_out
 from hf_softext.optim import perp_grad
+from tests.processes import leave
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8),
@@ -313,7 +314,7 @@ def test_gradients_that_overlap_themselves_are_replaced():
 def sharded(rank, port, results):
     """Two processes, each with half of the rows of each weight (FSDP version 2)."""
     torch.set_num_threads(1)
-    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed import init_process_group
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
@@ -330,7 +331,7 @@ def sharded(rank, port, results):
         whole = [p.full_tensor().detach() for p in model.parameters()]
         if rank == 0:
             results[granularity] = [p.tolist() for p in whole]
-    destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

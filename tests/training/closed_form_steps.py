@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from hf_softext.training.closed_form_trainer import ClosedFormHeadTrainer
 from tests.adapters.closed_form_work import model, rows
+from tests.processes import leave
 
 
 def arguments(folder: Any, **given: Any) -> TrainingArguments:
@@ -67,9 +68,7 @@ def main(folder: str) -> None:
     running.train()
     if PartialState().is_main_process:
         save_file(result(running), Path(folder) / "two.safetensors")
-    PartialState().wait_for_everyone()
-    # its threads may outlive the interpreter otherwise
-    PartialState().destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 torchrun --nproc_per_node 2 loss_steps.py FOLDER LOSS MODEL: writes FOLDER/gradient.safetensors.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 
 from hf_softext.training.softext_arguments import SoftextTrainingArguments
 from hf_softext.training.softext_trainer import SoftextTrainer
+from tests.processes import leave
 
 SIZES = {
     "hidden_size": 16,
@@ -101,9 +101,7 @@ def main(folder: str, loss: str, kind: str) -> None:
     if PartialState().is_main_process:
         found = {"gradient": gradient, "loss": torch.tensor([value])}
         save_file(found, Path(folder) / "gradient.safetensors")
-    PartialState().wait_for_everyone()
-    # threads of gloo may outlive the interpreter, which then aborts though all is done
-    os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from hf_softext.losses import get_loss
 from hf_softext.training.fused import FusedHead
 from hf_softext.training.problem import aligned_labels
+from tests.processes import leave
 from tests.training.loss_steps import ROWS, dataset, model
 
 
@@ -42,7 +43,13 @@ def main() -> None:
         assert parameter.grad is not None
         found, right = parameter.grad.full_tensor(), expected[name].grad
         assert (found - right).abs().max() <= 1e-5 * right.abs().max(), name
-    dist.destroy_process_group()
+    # a weight that is taken apart again before the loss could use it
+    apart = model("causal")
+    head = FusedHead(apart, loss).attach()
+    for part in (apart.lm_head, apart):
+        fully_shard(part, mesh=mesh)
+    assert "lies in pieces" in (head.differs(apart, {"input_ids": tokens[own]}) or "")
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from hf_softext.training.adversarial import AdversarialTrainer, AdversarialTrain
 from hf_softext.training.aggregate import AggregateTrainer
 from hf_softext.training.distillation import DistillationTrainer
 from hf_softext.training.softext_arguments import SoftextTrainingArguments
+from tests.processes import leave
 from tests.training.loss_steps import ROWS, SIZES, KeepGradient, arguments, dataset, model
 
 
@@ -90,8 +91,7 @@ def main(folder: str) -> None:
         found = take(name, folder, 4, 2)
         if PartialState().is_main_process:
             save_file(found, Path(folder) / f"{name}.safetensors")
-    # its threads may outlive the interpreter otherwise
-    PartialState().destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

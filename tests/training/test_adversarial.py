@@ -147,6 +147,17 @@ def test_a_step_is_the_same_however_it_is_cut(tmp_path):
         torch.testing.assert_close(cut[1], whole[1], rtol=1e-3, atol=1e-5)
     clean = step(SoftextTrainer, "classes", plain(tmp_path, 16, 1), loss="comp_sum")
     assert whole[0] > clean[0] + 0.01
+    # a model that is made anew is the one that is attacked
+    args = arguments(tmp_path, 16, 1, **sizes, train_sampling_strategy="sequential")
+    given = {"args": args, "train_dataset": dataset("classes"), **given}
+    losses = []
+    for trainer in (
+        AdversarialTrainer(model=model("classes"), **given),
+        AdversarialTrainer(model_init=lambda: model("classes"), **given),
+    ):
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == losses[1]
 
 
 def noisy(kind="classes"):
@@ -250,7 +261,8 @@ def test_misuse_is_an_error_at_construction(tmp_path):
         make(arguments(tmp_path, 4, 1), loss="ce")
     with pytest.raises(ValueError, match="needs AdversarialTrainingArguments"):
         make(plain(tmp_path, 4, 1), loss="dr_irat")
-    for name, value in (("attack_steps", 0), ("attack_size", -1.0), ("attack_norm", "l1")):
+    size = ("attack_size", float("inf"))
+    for name, value in (("attack_steps", 0), ("attack_size", -1.0), size, ("attack_norm", "l1")):
         with pytest.raises(ValueError, match=f"{name}="):
             make(arguments(tmp_path, 4, 1, **{name: value}))
     parse = hf.HfArgumentParser(AdversarialTrainingArguments)

@@ -170,9 +170,15 @@ def test_labels_are_classes_lists_or_values(tmp_path):
         read_labelled(missing, "text", "label")
     with pytest.raises(FileNotFoundError, match="is not a file"):
         read_labelled(str(tmp_path / "no.csv"), "text", "label")
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match="use one of"):
-        read_labelled(str(tmp_path / "a.txt"), "text", "label")
+    for name, text, match in (
+        ("a.txt", "a", "use one of"),
+        ("empty.jsonl", "", "could not be read: it is empty"),
+        ("cut.jsonl", '{"text": "a", "label": 1}\n{"tex', "could not be read: JSON parse error"),
+        ("column.csv", "text,y\na,1\n", "label_column='label' is not a column of the data"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=match):
+            read_labelled(str(tmp_path / name), "text", "label")
 
 
 def test_scores_are_those_of_scikit_learn():

@@ -1,9 +1,6 @@
 """One pass, a solve, a checkpoint: alone, with others, and interrupted."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from torch.utils.data import IterableDataset
 from hf_softext.adapters.snnk.head import SnnkHead
 from hf_softext.training.closed_form_trainer import ClosedFormHeadTrainer
 from tests.adapters.closed_form_work import batches, fitted, model, rows
+from tests.processes import run_two
 from tests.training.closed_form_steps import arguments, result, trainer
 
 
@@ -63,11 +61,7 @@ def test_a_checkpoint_is_loaded_in_two_steps(tmp_path):
 def test_two_processes_find_what_one_does(tmp_path):
     one = trainer(tmp_path / "one")
     one.train()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += ["2", "-m", "tests.training.closed_form_steps", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_two("tests.training.closed_form_steps", str(tmp_path))
     two = load_file(tmp_path / "two.safetensors")
     assert two["rows"].item() == 13
     for name, value in result(one).items():

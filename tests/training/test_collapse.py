@@ -361,6 +361,7 @@ TWO = """
 import pathlib, sys, torch
 torch.set_num_threads(1)
 from hf_softext.training.collapse import SoftmaxCollapseCallback
+from tests.processes import leave
 from tests.training.test_collapse import QUICK, confident, rows, shares, lines, trainer
 
 llama = confident()
@@ -375,6 +376,7 @@ for line, share in zip(lines(trained), expected, strict=True):
     for key, value in share.items():
         assert abs(line[key] - value) < 1e-9, (line, share)
 pathlib.Path(f"{sys.argv[1]}-agrees-{trained.args.process_index}").touch()
+leave()
 """
 
 

@@ -213,6 +213,38 @@ def test_a_second_head_beside_an_adapter(tmp_path):
     assert not [name for name in saved if "second_head" in name]
 
 
+def test_teachers_get_the_columns_that_the_model_does_not_take(tmp_path):
+    data = dataset("classes").add_column("token_type_ids", [[0, 0, 0, 1, 1, 1, 1]] * 16)
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "vocab_size": 40}
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    config = hf.DistilBertConfig(**sizes, **still, num_labels=3)
+    student, one = hf.DistilBertForSequenceClassification(config), teacher()
+    with torch.no_grad():
+        for parameter in one.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_()
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=one,
+        args=arguments(tmp_path, 16, 1),
+        train_dataset=data,
+        eval_dataset=data,
+        loss="kd",
+    )
+    trainer.train()
+    columns = {name: torch.tensor(data[name]) for name in ("input_ids", "token_type_ids")}
+    said = one(**columns).logits
+    logits, labels = answers(student, data), torch.tensor(data["labels"])
+    expected, other = (
+        get_loss("kd")(logits, labels, teacher_logits=one_said).item()
+        for one_said in (said, one(columns["input_ids"]).logits)
+    )
+    assert abs(expected - other) > 0.01 * expected
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    alone = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(alone, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -246,12 +278,19 @@ def test_misuse_is_an_error_at_construction(given, message, tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_more_misuse(tmp_path):
     args, student = arguments(tmp_path, 4, 1), model("classes")
     with pytest.raises(TypeError, match="teacher is a str, not a model"):
         DistillationTrainer(model=student, args=args, teacher="bert", loss="kd")
     with pytest.raises(ValueError, match="are the same object"):
         DistillationTrainer(model=student, args=args, teacher=student, loss="kd")
+    adapted = get_peft_model(student, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    with pytest.raises(ValueError, match="teacher and model share weights"):
+        DistillationTrainer(model=adapted, args=args, teacher=student, loss="kd")
+    student = model("classes")
+    with pytest.raises(ValueError, match="teacher is on the meta device"):
+        DistillationTrainer(model=student, args=args, teacher=teacher().to("meta"), loss="kd")
     one_row = arguments(tmp_path, 1, 1)
     trainer = DistillationTrainer(
         model=student,

@@ -1,8 +1,5 @@
 """The Trainer with a loss by name: the same numbers however a step is cut, and after a resume."""
 
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -15,7 +12,8 @@ from hf_softext.losses import get_loss
 from hf_softext.training.compute_loss_func import make_compute_loss_func
 from hf_softext.training.loss_state import STATE
 from hf_softext.training.softext_trainer import SoftextTrainer, SoftextTrainerMixin
-from tests.training.loss_steps import arguments, dataset, model, step
+from tests.processes import run_two
+from tests.training.loss_steps import KeepGradient, arguments, dataset, model, step
 
 # the kinds of model on which each loss is tried
 DECOMPOSABLE = [
@@ -70,6 +68,55 @@ def test_the_fused_loss_is_the_loss(loss, tmp_path):
     assert relative(fused[1], plain[1]) < 1e-5
 
 
+@pytest.mark.parametrize("fused", ["off", "on"])
+def test_what_tokens_count_goes_with_their_labels(fused, tmp_path):
+    data = dataset("causal")
+    ids, labels = torch.tensor(data["input_ids"]), torch.tensor(data["labels"])
+    weight = torch.rand(labels.shape) * (labels != -100)
+    logits = model("causal")(ids).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none"
+    )
+    expected = losses @ weight[:, 1:].flatten() / weight[:, 1:].sum()
+    for one, right in ((weight, expected.item()), (torch.zeros_like(weight), 0.0)):
+        keep = KeepGradient()
+        trainer = SoftextTrainer(
+            model=model("causal"),
+            args=arguments(tmp_path, 4, 4),
+            train_dataset=data.add_column("sample_weight", one.tolist()),
+            callbacks=[keep],
+            fused=fused,
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(right, rel=1e-5)
+    # nothing counted, and nothing is NaN
+    assert (keep.gradient == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "fused"),
+    [
+        ("ce", "causal", "on"),
+        ("normalized_softmax", "classes", "off"),
+        ("aldr_kl", "classes", "off"),
+    ],
+)
+def test_a_model_that_is_made_anew_is_trained_as_one_that_was_given(loss, kind, fused, tmp_path):
+    keep, given = KeepGradient(), {"loss": loss, "fused": fused}
+    trainer = SoftextTrainer(
+        model_init=lambda: model(kind),
+        args=arguments(tmp_path, 16, 1),
+        train_dataset=dataset(kind),
+        callbacks=[keep],
+        **given,
+    )
+    expected = step(SoftextTrainer, kind, arguments(tmp_path, 16, 1), **given)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected[0], rel=1e-5)
+        assert relative(keep.gradient, expected[1]) < 1e-5
+
+
 def test_class_weights_divide_by_the_weights(tmp_path):
     weights = [1.0, 5.0, 0.5]
     given = {"loss": "ce", "loss_kwargs": {"class_weight": weights}}
@@ -101,15 +148,6 @@ def test_a_loss_for_the_stock_trainer(loss, kind, tmp_path):
     ours = step(SoftextTrainer, kind, arguments(tmp_path, 16, 1), **given)
     assert stock[0] == pytest.approx(ours[0], rel=1e-5)
     assert relative(stock[1], ours[1]) < 1e-5
-
-
-def run_two(program, *words):
-    """A module in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", "-m", program, *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_fused_loss_of_a_sharded_model():
@@ -156,8 +194,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(loss, kind, given, tmp_path):
         train_dataset=dataset(kind),
         loss={"classes": "ce", "binary": "anyloss"}[kind],
     )
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
     with pytest.raises(ValueError, match=f"was trained with the loss .*{loss}"):
-        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+        other.train(resume_from_checkpoint=str(checkpoint))
+    if loss == "aldr_kl":
+        fewer = trainer("fewer")
+        fewer.loss.fit(torch.zeros(12))
+        with pytest.raises(ValueError, match=r"'lambdas' of shape \(16,\).* training set \(12,\)"):
+            fewer.train(resume_from_checkpoint=str(checkpoint))
+    whole_state = (checkpoint / STATE).read_bytes()
+    (checkpoint / STATE).write_bytes(whole_state[:-1])
+    with pytest.raises(ValueError, match="checkpoint-3: the state of the loss is damaged"):
+        trainer("damaged").train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_evaluation_has_logits_where_they_are_asked_for(tmp_path):
@@ -221,6 +269,22 @@ def test_logits_that_are_more_than_the_output_layer_are_not_fused(tmp_path):
         trainer("auto").evaluate()
 
 
+def test_predictions_need_neither_labels_nor_a_model_that_knows_the_columns(tmp_path):
+    class Strict(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(40, 3)
+
+        def forward(self, input_ids, labels=None):
+            return {"logits": self.table(input_ids).mean(1)}
+
+    strict = Strict()
+    trainer = SoftextTrainer(model=strict, args=arguments(tmp_path, 4, 1), loss="ce")
+    data = dataset("classes").remove_columns("labels").add_column("sample_weight", [1.0] * 16)
+    expected = strict(torch.tensor(data["input_ids"]))["logits"].detach().numpy()
+    assert (trainer.predict(data).predictions == expected).all()
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from dataset("classes")
@@ -251,12 +315,18 @@ def test_more_misuse(tmp_path):
     data = dataset("classes")
     numbered = data.add_column("sample_index", [100 + i for i in range(len(data))])
     args = arguments(tmp_path, 4, 1)
-    with pytest.raises(ValueError, match="'sample_index' goes up to 115"):
-        SoftextTrainer(model=model("classes"), args=args, train_dataset=numbered, loss="aldr_kl")
+    twice = data.add_column("sample_index", [i // 2 for i in range(len(data))])
+    for wrong, message in ((numbered, "goes up to 115"), (twice, "has 8 numbers for 16 samples")):
+        given = {"model": model("classes"), "args": args, "train_dataset": wrong}
+        with pytest.raises(ValueError, match=f"'sample_index' .*{message}"):
+            SoftextTrainer(**given, loss="aldr_kl")
+    with pytest.raises(ValueError, match="compute_loss_func and loss exclude each other"):
+        SoftextTrainer(model("classes"), args, None, data, None, None, None, print)
     smoothed = arguments(tmp_path, 4, 1, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="label_smoothing_factor has no effect"):
         SoftextTrainer(model=model("classes"), args=smoothed, train_dataset=data)
-    for loss, given in (("aldr_kl", {}), ("ensloss", {}), ("ce", {"class_weight": [1, 1, 1]})):
+    refused = [("aldr_kl", {}), ("ensloss", {}), ("ce", {"class_weight": [1, 1, 1]})]
+    for loss, given in (*refused, ("ce", {"ignore_index": 0})):
         with pytest.raises(ValueError, match="use SoftextTrainer"):
             make_compute_loss_func(loss, model("classes"), **given)
     unlabelled = data.rename_column("labels", "target")

@@ -1,22 +1,15 @@
 """Two processes take the step of one, also where a step is more than a forward pass."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import run_two
 from tests.training.special_steps import NAMES, take
 
 
 def test_two_processes_take_the_step_of_one(tmp_path):
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    program += ["--standalone", "-m", "tests.training.special_steps", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_two("tests.training.special_steps", str(tmp_path))
     for name in NAMES:
         one, two = take(name, tmp_path / "one", 16, 1), load_file(tmp_path / f"{name}.safetensors")
         assert one["gradient"].abs().max() > 1e-3

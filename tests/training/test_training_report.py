@@ -60,6 +60,16 @@ def test_curves_are_what_was_logged_over_steps():
     assert found["grad_norm"]["grad_norm"] == [(1, 1.0), (2, 2.0)]
 
 
+def test_names_are_text(tmp_path):
+    name = "eval_</script><script>$\\frac{$"
+    log = [{name: 1.0, "step": 1}, {name: 2.0, "step": 2}]
+    config, facts = {"name": "<b>"}, {"model": "</pre><script>"}
+    training_report.write_training_report(tmp_path / "page.html", log, config, facts)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<h1>&lt;b&gt;: 2 steps" in page
+
+
 def test_without_matplotlib_it_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training_report.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'hf-softext\[plots\]'"):

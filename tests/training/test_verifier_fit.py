@@ -97,15 +97,17 @@ def code_of(card):
 def test_a_head_on_texts_is_what_was_measured(bert_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     test = rows(60, seed=1)
-    # a row of the fit says nothing
-    given = write(tmp_path / "test.csv", ["text", "label"], [*test, rows(1)[0]])
+    # a row of the fit says nothing, nor does one that is the same to the tokenizer
+    ((text, label),) = rows(1)
+    repeated = [(text, label), (text.replace(" ", "  "), label)]
+    given = write(tmp_path / "test.csv", ["text", "label"], [*test, *repeated])
     result = fitted(
         "out", bert_folder, texts_file(tmp_path, 300), test_data=given, report=True, epochs=60
     )
     out = tmp_path / "out"
     assert not Path("out.partial").exists()
     noted = json.loads((out / "eval_results.json").read_text("utf-8"))
-    assert (noted["train_rows"], noted["test_rows"], noted["repeated"]) == (300, 60, 1)
+    assert (noted["train_rows"], noted["test_rows"], noted["repeated"]) == (300, 60, 2)
     assert noted["classes"] == list(INTENTS)
     assert noted["scores"] == result.scores
     # from the folder, by the other door
