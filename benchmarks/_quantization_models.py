@@ -17,10 +17,10 @@ import torch
 
 from hf_softext.data.texts import read_corpus
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.causal_lm import train_causal_lm
-from hf_softext.training.causal_lm_arguments import CausalLMArguments
-from hf_softext.training.causal_lm_data import split_stream, token_stream
-from hf_softext.training.causal_lm_model import load_tokenizer
+from hf_softext.training.causal_lm.arguments import CausalLMArguments
+from hf_softext.training.causal_lm.data import split_stream, token_stream
+from hf_softext.training.causal_lm.model import load_tokenizer
+from hf_softext.training.causal_lm.run import train_causal_lm
 
 WORK = Path(__file__).parents[1] / "build" / "quantization"
 HELD_OUT, LENGTH = 0.1, 256

@@ -28,8 +28,8 @@ from reference_attentions import REFERENCES
 from hf_softext.demo.corpora import shakespeare
 from hf_softext.demo.language_model import COSINE_SOFTMAX, register_reference
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.causal_lm import CausalLMResult, train_causal_lm
-from hf_softext.training.causal_lm_arguments import CausalLMArguments
+from hf_softext.training.causal_lm.arguments import CausalLMArguments
+from hf_softext.training.causal_lm.run import CausalLMResult, train_causal_lm
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "trainers" / "configs" / "length_extrapolation.yaml"

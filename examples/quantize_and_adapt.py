@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from hf_softext import BaqConfig
 from hf_softext.demo.corpora import shakespeare
 from hf_softext.demo.language_model import VARIANTS, Budget, build, encode, train
-from hf_softext.training.causal_lm_data import Windows
-from hf_softext.training.extrapolation import loss_by_length
+from hf_softext.training.causal_lm.data import Windows
+from hf_softext.training.causal_lm.extrapolation import loss_by_length
 
 # the model is so small that handing work to threads takes longer than the work
 torch.set_num_threads(1)

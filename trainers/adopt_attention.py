@@ -8,8 +8,8 @@ Every field of `AdoptionArguments`, and so of `TrainingArguments`, is a key of t
 """
 
 import hf_softext  # noqa: F401  registers the attention names
-from hf_softext.training.adopt import adopt
-from hf_softext.training.adoption import AdoptionArguments
+from hf_softext.training.adoption.run import adopt
+from hf_softext.training.adoption.trainer import AdoptionArguments
 from hf_softext.training.arguments import parse_arguments
 
 

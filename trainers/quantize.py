@@ -10,8 +10,8 @@ from accelerate import PartialState
 
 import hf_softext  # noqa: F401  registers the attention names and the quantizer
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.quantize import quantize
-from hf_softext.training.quantize_arguments import QuantizeArguments
+from hf_softext.training.quantize.arguments import QuantizeArguments
+from hf_softext.training.quantize.run import quantize
 
 
 def main() -> None:

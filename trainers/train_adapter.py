@@ -9,8 +9,8 @@ Every field of `AdapterClassifierArguments`, or with `task: causal-lm` of
 """
 
 import hf_softext  # noqa: F401  registers snnk, the attention names and the quantizer
-from hf_softext.training.adapter import train_adapter
-from hf_softext.training.adapter_arguments import parse_adapter_arguments
+from hf_softext.training.adapter.arguments import parse_adapter_arguments
+from hf_softext.training.adapter.run import train_adapter
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ Every field of `CausalLMArguments`, and so of `TrainingArguments`, is a key of t
 
 import hf_softext  # noqa: F401  registers the attention names
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.causal_lm import train_causal_lm
-from hf_softext.training.causal_lm_arguments import CausalLMArguments
+from hf_softext.training.causal_lm.arguments import CausalLMArguments
+from hf_softext.training.causal_lm.run import train_causal_lm
 
 
 def main() -> None:

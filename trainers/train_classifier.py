@@ -10,8 +10,8 @@ flag.
 
 import hf_softext  # noqa: F401  registers the attention names
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.classifier import train_classifier
-from hf_softext.training.classifier_arguments import ClassifierArguments
+from hf_softext.training.classifier.arguments import ClassifierArguments
+from hf_softext.training.classifier.run import train_classifier
 
 
 def main() -> None:

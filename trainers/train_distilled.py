@@ -10,7 +10,7 @@ flag.
 
 import hf_softext  # noqa: F401  registers the attention names
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.distilled_classifier import DistilledArguments, train_distilled
+from hf_softext.training.classifier.distilled import DistilledArguments, train_distilled
 
 
 def main() -> None:

@@ -10,14 +10,14 @@ model's passes over the rows; the head, which is small, is fitted by the first.
 
 import hf_softext  # noqa: F401  registers the attention names and the quantizer
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.verifier_arguments import VerifierArguments
+from hf_softext.training.verifier.arguments import VerifierArguments
 
 
 def main() -> None:
     """Parse, fit, say what is admitted and where the head is."""
     args = parse_arguments(VerifierArguments)
     # after the arguments are right, as this takes seconds
-    from hf_softext.training.verifier_fit import fit_verifier
+    from hf_softext.training.verifier.run import fit_verifier
 
     result = fit_verifier(args)
     if result is not None:

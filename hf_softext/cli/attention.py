@@ -65,8 +65,8 @@ def adopt(
     source: str, attention: str, data: Path, out: Path | None, pairs: list[str], **settings: Any
 ) -> None:
     """Run an adoption and print what it reached."""
-    from hf_softext.training.adopt import adopt as run
-    from hf_softext.training.adoption import AdoptionArguments
+    from hf_softext.training.adoption.run import adopt as run
+    from hf_softext.training.adoption.trainer import AdoptionArguments
 
     folder = out or Path(f"{Path(source).name}-{attention}")
     args = AdoptionArguments(

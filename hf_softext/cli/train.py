@@ -1,13 +1,13 @@
 """`softext train`: the launchable trainers, from the command line of the package."""
 
-from hf_softext.training.adapter import train_adapter
-from hf_softext.training.adapter_arguments import parse_adapter_arguments
+from hf_softext.training.adapter.arguments import parse_adapter_arguments
+from hf_softext.training.adapter.run import train_adapter
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.causal_lm import train_causal_lm
-from hf_softext.training.causal_lm_arguments import CausalLMArguments
-from hf_softext.training.classifier import train_classifier
-from hf_softext.training.classifier_arguments import ClassifierArguments
-from hf_softext.training.distilled_classifier import DistilledArguments, train_distilled
+from hf_softext.training.causal_lm.arguments import CausalLMArguments
+from hf_softext.training.causal_lm.run import train_causal_lm
+from hf_softext.training.classifier.arguments import ClassifierArguments
+from hf_softext.training.classifier.distilled import DistilledArguments, train_distilled
+from hf_softext.training.classifier.run import train_classifier
 
 
 def adapter(words: list[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_softext.training.arguments import parse_arguments
-from hf_softext.training.verifier_arguments import VerifierArguments
+from hf_softext.training.verifier.arguments import VerifierArguments
 
 
 def verify_fit(words: list[str]) -> None:
@@ -18,7 +18,7 @@ def verify_fit(words: list[str]) -> None:
     usage = "softext verify-fit MODEL|CONFIG.yaml --data FILE --out DIR [--name value ...]"
     args = parse_arguments(VerifierArguments, words, usage)
     # after the arguments are right, as this takes seconds
-    from hf_softext.training.verifier_fit import fit_verifier
+    from hf_softext.training.verifier.run import fit_verifier
 
     result = fit_verifier(args)
     if result is not None:
@@ -29,8 +29,8 @@ def report(
     folder: str, data: str | None, model: str | None, columns: dict[str, str], **options: Any
 ) -> None:
     """Write the report of a saved head and print where it is; see `report_folder`."""
-    from hf_softext.training.sdm_folder_report import report_folder
-    from hf_softext.training.verifier_data import Columns
+    from hf_softext.training.verifier.data import Columns
+    from hf_softext.training.verifier.folder_report import report_folder
 
     path = report_folder(folder, data, model, columns=Columns(**columns), **options)
     print(f"The report is {path.resolve()}")

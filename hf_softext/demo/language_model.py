@@ -22,8 +22,8 @@ from hf_softext.attention.parameters import Number
 from hf_softext.demo.corpora import shakespeare
 from hf_softext.functional import masked_softmax
 from hf_softext.registration import explicit_mask
-from hf_softext.training.causal_lm_data import Windows
-from hf_softext.training.extrapolation import loss_by_length
+from hf_softext.training.causal_lm.data import Windows
+from hf_softext.training.causal_lm.extrapolation import loss_by_length
 
 PROMPT = "ROMEO:\n"
 

@@ -145,8 +145,8 @@ def _adoptions(plan: Plan, work: Path) -> list[str]:
     from hf_softext.attention.apply import apply_attention
     from hf_softext.demo import report
     from hf_softext.demo.sentence import Ruler, minilm, write_adoption_texts
-    from hf_softext.training.adopt import adopt
-    from hf_softext.training.adoption import AdoptionArguments
+    from hf_softext.training.adoption.run import adopt
+    from hf_softext.training.adoption.trainer import AdoptionArguments
 
     source, texts = minilm(), work / "texts.txt"
     write_adoption_texts(texts)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_softext.catalog import Method, methods
-from hf_softext.training.extrapolation import PasskeyScore
+from hf_softext.training.causal_lm.extrapolation import PasskeyScore
 
 _ADOPTION = """---
 library_name: transformers

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.test_cli import softext  # noqa: F401  a fixture
 from tests.training.conftest import bert_folder, llama_folder  # noqa: F401  fixtures
-from tests.training.test_verifier_fit import completions_file, texts_file
+from tests.training.verifier.test_run import completions_file, texts_file
 
 QUICK = ["--epochs", 5, "--num-splits", 1, "--exemplar-dim", 8, "--use-cpu", "--disable-tqdm"]
 

@@ -1,0 +1,1 @@
+"""Adoption of an attention method by a pretrained model."""

@@ -1,0 +1,1 @@
+"""The training of a text classifier, also by another one."""

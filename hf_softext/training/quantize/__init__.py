@@ -1,0 +1,1 @@
+"""The quantization of a model, measured and reported."""

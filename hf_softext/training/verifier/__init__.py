@@ -1,0 +1,1 @@
+"""The fit of an SDM head, measured and reported."""
