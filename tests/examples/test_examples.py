@@ -26,3 +26,8 @@ def test_example_runs(path, tmp_path):
         # AdamW alone does not get there, with perp_grad it does
         assert reached.split()[-3] == "never"
         assert int(reached.split()[-1]) <= 150
+    if path.stem == "trusted_intents":
+        known, strange = (line.split() for line in done.stdout.splitlines()[-2:])
+        admitted, right = int(known[4]), int(known[7])
+        assert right >= 0.95 * admitted > 0
+        assert int(strange[6]) <= 0.01 * int(strange[1])
