@@ -1,5 +1,6 @@
 """`softext verify-fit` and `softext report`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ def verify_fit(words: list[str]) -> None:
         words = ["--model", *words]
     usage = "softext verify-fit MODEL|CONFIG.yaml --data FILE --out DIR [--name value ...]"
     args = parse_arguments(VerifierArguments, words, usage)
+    if args.model and args.data:
+        _announce(f"loading {args.model}, reading {args.data} ...")
     # after the arguments are right, as this takes seconds
     from hf_softext.training.verifier.run import fit_verifier
 
@@ -29,8 +32,14 @@ def report(
     folder: str, data: str | None, model: str | None, columns: dict[str, str], **options: Any
 ) -> None:
     """Write the report of a saved head and print where it is; see `report_folder`."""
+    _announce(f"reading {folder}{f' and {data}' if data else ''} ...")
     from hf_softext.training.verifier.data import Columns
     from hf_softext.training.verifier.folder_report import report_folder
 
     path = report_folder(folder, data, model, columns=Columns(**columns), **options)
     print(f"The report is {path.resolve()}")
+
+
+def _announce(text: str) -> None:
+    """Say at once what takes seconds; on stderr, as it is no result."""
+    print(text, file=sys.stderr, flush=True)

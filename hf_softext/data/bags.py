@@ -81,7 +81,8 @@ def make_bags(
         known_to_it = getattr(dataset.features[column], "num_classes", None)
         if epsilon is not None and not (classes or known_to_it):
             raise ValueError(
-                "classes: give their number, which a private release must not look up."
+                "classes is missing: give classes=, their number, which a private release "
+                "(epsilon) must not look up."
             )
         known = _one_hot(column, labels, classes or known_to_it or int(labels.max()) + 1)[order]
         half = None if epsilon is None else epsilon / 2

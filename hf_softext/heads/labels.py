@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_softext.heads.token_rows import check_dataset
+
 
 def class_numbers(labels: Any, rows: int, numbers: Mapping[str, int] | None = None) -> Tensor:
     """Labels as (N,) int64.
@@ -63,17 +65,24 @@ def every_class(numbers: Tensor) -> int:
     return most + 1
 
 
-def dataset_labels(dataset: Any, labels: Any, model: Any) -> Tensor:
+def dataset_labels(dataset: Any, labels: Any, model: Any) -> tuple[Tensor, dict[int, str]]:
     """The labels of a dataset: those given, or a column of it.
+
+    Names that the model does not know are numbered in their order, unless it knows some of them.
 
     Args:
         dataset: a `datasets.Dataset` or a list of mappings.
         labels: the name of the column, or the labels themselves.
         model: whose config numbers the names.
 
+    Returns:
+        (N,), int64; and the names of the classes, by number, where labels are names.
+
     Raises:
+        TypeError: no dataset.
         ValueError: no such column, or as `class_numbers` says.
     """
+    check_dataset(dataset, "dataset")
     if isinstance(labels, str):
         columns = getattr(dataset, "column_names", None)
         if columns is None:
@@ -87,7 +96,32 @@ def dataset_labels(dataset: Any, labels: Any, model: Any) -> Tensor:
         whole = dataset[:]
         column = whole[labels] if isinstance(whole, Mapping) else [row[labels] for row in whole]
         labels = list(column)
-    return class_numbers(labels, len(dataset), getattr(model.config, "label2id", None))
+    known = dict(getattr(model.config, "label2id", None) or {})
+    named = isinstance(labels, Sequence) and all(isinstance(one, str) for one in labels)
+    if named and labels and not set(labels) & set(known):
+        known = {name: number for number, name in enumerate(sorted(set(labels)))}
+    numbers = class_numbers(labels, len(dataset), known)
+    return numbers, {number: name for name, number in known.items()} if named else {}
+
+
+def without_gaps(
+    numbers: Sequence[Any], names: Mapping[int, str]
+) -> tuple[list[int], dict[int, str]]:
+    """Class numbers from 0 on for a part of the classes, in the same order, by their names.
+
+    Args:
+        numbers: of the rows.
+        names: of all classes.
+
+    Returns:
+        The new numbers, and the names of those classes. Where a number has no name, both are as
+        they were given.
+    """
+    present = sorted(set(numbers)) if all(isinstance(one, int) for one in numbers) else []
+    if not present or any(one not in names for one in present):
+        return list(numbers), dict(names)
+    place = {label: rank for rank, label in enumerate(present)}
+    return [place[one] for one in numbers], {place[one]: names[one] for one in present}
 
 
 def check_rows(features: Tensor, what: str = "features") -> None:

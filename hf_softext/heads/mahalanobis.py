@@ -42,6 +42,7 @@ class MahalanobisDetector(SavedHead, nn.Module):
             authors choose it from 0 to 0.01, in standardised pixels, by rows out of distribution.
 
     Attributes:
+        id2label: names of the classes, by number, where labels were names.
         threshold: below it a row is out of distribution; NaN before `calibrate`.
         weights: w, (L,) float64.
         bias: b.
@@ -69,6 +70,7 @@ class MahalanobisDetector(SavedHead, nn.Module):
         "shrinkage": (float, int, str),
         "epsilon": (float, int),
         "backbone": (dict, type(None)),
+        "id2label": (dict,),
     }
     weights: Tensor
     bias: Tensor
@@ -112,15 +114,16 @@ class MahalanobisDetector(SavedHead, nn.Module):
             tokenizer: of the model.
             dataset: the rows.
             labels: the column of their true classes, or the classes: numbers from 0 on, or names
-                that `model.config.label2id` knows.
+                that `model.config.label2id` knows, or that are numbered in their order.
             **options: text_column, batch_size, max_length, cache_dir, progress.
 
         Raises:
             ValueError: as `extract_features` and `fit_features` say.
         """
-        numbers = dataset_labels(dataset, labels, model)
+        numbers, names = dataset_labels(dataset, labels, model)
         self.fit_features(self._extract(model, tokenizer, dataset, options), numbers)
         self.remember_backbone(model)
+        self.id2label = names
         return self
 
     def fit_features(self, features: Tensor | Sequence[Tensor], labels: Any) -> Self:
@@ -141,6 +144,7 @@ class MahalanobisDetector(SavedHead, nn.Module):
         self.bias.zero_()
         self.threshold.fill_(torch.nan)
         self.remember_backbone(None)
+        self.id2label = {}
         return self
 
     def score(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
@@ -268,7 +272,8 @@ class MahalanobisDetector(SavedHead, nn.Module):
     def _config(self) -> dict[str, Any]:
         if not len(self.gaussians.each):
             raise ValueError("the detector has not been fitted: there is nothing to save.")
-        return {name: getattr(self, name) for name in self.kinds} | {"layers": list(self.layers)}
+        found = {name: getattr(self, name) for name in self.kinds}
+        return found | {"layers": list(self.layers), "id2label": dict(self.id2label)}
 
     def _tensors(self) -> dict[str, Tensor]:
         return self.state_dict()
@@ -277,6 +282,7 @@ class MahalanobisDetector(SavedHead, nn.Module):
     def _restored(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         found = cls(config["layers"], config["pooling"], config["shrinkage"], config["epsilon"])
         found.backbone = config["backbone"]
+        found.id2label = config["id2label"]
         mark = "gaussians."
         inner = {key.removeprefix(mark): one for key, one in tensors.items() if mark in key}
         found.gaussians = LayerGaussians.restored(found.layers, inner)

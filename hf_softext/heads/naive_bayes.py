@@ -1,6 +1,5 @@
 """A linear probe in closed form."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, Unpack
 
@@ -19,6 +18,7 @@ from hf_softext.heads.features import Extraction, extract_features
 from hf_softext.heads.labels import check_rows, class_numbers, dataset_labels, every_class
 from hf_softext.heads.pooling import check_pooling, pooled_features
 from hf_softext.heads.saved_head import SavedHead
+from hf_softext.heads.user_warning import warn_user
 
 
 class NaiveBayesProbe(SavedHead, nn.Module):
@@ -41,6 +41,7 @@ class NaiveBayesProbe(SavedHead, nn.Module):
             hardly varies would outweigh all others. Our own, with a warning; 0: none.
 
     Attributes:
+        id2label: names of the classes, by number, where labels were names.
         moments: counts, means and squared deviations, float64; None before rows were seen.
 
     Raises:
@@ -68,6 +69,7 @@ class NaiveBayesProbe(SavedHead, nn.Module):
         "epsilon": (float, int),
         "floor": (float, int),
         "backbone": (dict, type(None)),
+        "id2label": (dict,),
     }
 
     def __init__(
@@ -111,14 +113,14 @@ class NaiveBayesProbe(SavedHead, nn.Module):
             tokenizer: of the model.
             dataset: the rows.
             labels: the column of their classes, or the classes: numbers from 0 on, or names that
-                `model.config.label2id` knows.
+                `model.config.label2id` knows, or that are numbered in their order.
             num_classes: C; None: as many as the labels show.
             **options: text_column, batch_size, max_length, cache_dir, progress.
 
         Raises:
             ValueError: as `extract_features` and `fit_features` say.
         """
-        numbers = dataset_labels(dataset, labels, model)
+        numbers, names = dataset_labels(dataset, labels, model)
         asked = self._asked_pooling
         pooling = default_pooling(model) if asked is None else asked
         features = extract_features(
@@ -127,6 +129,7 @@ class NaiveBayesProbe(SavedHead, nn.Module):
         self.fit_features(features, numbers, num_classes)
         self.pooling = pooling
         self.remember_backbone(model)
+        self.id2label = names
         return self
 
     def fit_features(self, features: Tensor, labels: Any, num_classes: int | None = None) -> Self:
@@ -138,6 +141,7 @@ class NaiveBayesProbe(SavedHead, nn.Module):
         """
         self._keep(None)
         self.remember_backbone(None)
+        self.id2label = {}
         self.partial_fit(features, labels, num_classes)
         self.linear()
         return self
@@ -186,7 +190,7 @@ class NaiveBayesProbe(SavedHead, nn.Module):
             ValueError: no rows yet, or a class without rows.
 
         Warns:
-            UserWarning: features hardly vary within the classes.
+            UserWarning: features hardly vary within the classes; once for the rows of a fit.
         """
         moments = self._fitted()
         prior = moments.count / moments.count.sum()
@@ -196,21 +200,17 @@ class NaiveBayesProbe(SavedHead, nn.Module):
         """The variance of each feature, (D,) float64; raises and warns as `linear`."""
         found = shared_variance(self._fitted(), self.epsilon)
         if bool((found <= 2.0 * self.epsilon).all()):
-            warnings.warn(
+            self._warn_once(
                 "features do not vary within any class: the nearest class mean is predicted, and "
-                "probabilities mean nothing. Give several rows of a class.",
-                UserWarning,
-                stacklevel=3,
+                "probabilities mean nothing. Give several rows of a class."
             )
             return found
         least = self.floor * found.mean()
         low = found < least
         if bool(low.any()):
-            warnings.warn(
+            self._warn_once(
                 f"{int(low.sum())} of {len(found)} features hardly vary within the classes: their "
-                f"variance is taken to be {float(least):.1e}, {self.floor:.0e} of the mean.",
-                UserWarning,
-                stacklevel=3,
+                f"variance is taken to be {float(least):.1e}, {self.floor:.0e} of the mean."
             )
         return found.clamp(min=least)
 
@@ -254,12 +254,20 @@ class NaiveBayesProbe(SavedHead, nn.Module):
             raise ValueError(f"class {empty} of {len(moments.count)} has no row: give some of it.")
         return moments
 
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            warn_user(message)
+        self._warned = True
+
     def _keep(self, moments: ClassMoments | None) -> None:
+        # other rows, another warning
+        self._warned = False
         for place, name in enumerate(ClassMoments._fields):
             self.register_buffer(name, None if moments is None else moments[place])
 
     def _config(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.kinds} | {"layers": list(self.layers)}
+        found = {name: getattr(self, name) for name in self.kinds}
+        return found | {"layers": list(self.layers), "id2label": dict(self.id2label)}
 
     def _tensors(self) -> dict[str, Tensor]:
         return self._fitted()._asdict()
@@ -272,5 +280,6 @@ class NaiveBayesProbe(SavedHead, nn.Module):
         if not moments.mean.shape == moments.spread.shape == size:
             raise ValueError("the moments are of different shapes.")
         found.backbone = config["backbone"]
+        found.id2label = config["id2label"]
         found._keep(moments)
         return found

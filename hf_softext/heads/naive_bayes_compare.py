@@ -39,7 +39,8 @@ class ProbeComparison:
 
     @property
     def winner(self) -> str:
-        """ "naive_bayes" or "logistic"; of equals the one that needs no training."""
+        """ "naive_bayes" or "logistic", whichever has fewer wrong, be it by chance; of equals the
+        one that needs no training."""
         return "naive_bayes" if self.naive_bayes_error <= self.logistic_error else "logistic"
 
     @property
@@ -54,11 +55,12 @@ class ProbeComparison:
         return min(1.0, 2.0 * tail)
 
     def __str__(self) -> str:
-        sure = "" if self.p_value < 0.05 else ", which may be chance"
+        p = f"(p = {self.p_value:.2g})"
+        said = f"{self.winner} wins {p}" if self.p_value < 0.05 else f"no winner {p}"
         return (
             f"{self.rows} rows, {self.classes} classes, {self.folds} folds: naive Bayes has "
             f"{self.naive_bayes_error:.1%} wrong, logistic regression {self.logistic_error:.1%}; "
-            f"{self.winner} wins{sure} (p = {self.p_value:.2g})."
+            f"{said}."
         )
 
 

@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from huggingface_hub import HfApi, hf_hub_download
@@ -36,12 +37,14 @@ class SavedHead:
         kinds: what the config must hold: for each key the types that its value may have.
         backbone: what `backbone_fingerprint` says of the model that it was fitted on; None where it
             was fitted on features, of which it knows no model.
+        id2label: names of the classes, by number; empty where they have none.
     """
 
     name: ClassVar[str]
     kinds: ClassVar[dict[str, tuple[type, ...]]]
 
     backbone: dict[str, Any] | None = None
+    id2label: Mapping[int, str] = MappingProxyType({})
     _checked: tuple[Any, Any] | None = None
 
     def remember_backbone(self, model: Any) -> None:
@@ -137,7 +140,12 @@ class SavedHead:
             )
         if digest != hashlib.sha256(data).hexdigest():
             raise ValueError(f"{paths[1]} is damaged, or not of {paths[0].name}: save it again.")
+        if "id2label" in cls.kinds:
+            # files of before have none
+            note = {"id2label": {}} | note
         _check_kinds(paths[0], note, cls.kinds)
+        if "id2label" in note:
+            note["id2label"] = {int(key): str(name) for key, name in note["id2label"].items()}
         try:
             return cls._restored(note, load(data))
         except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -98,14 +98,8 @@ def token_rows(
         ValueError: no rows, no such column, a row without tokens, or one longer than the model
             takes whose ids were given.
     """
+    check_dataset(dataset, "dataset")
     columns = getattr(dataset, "column_names", None)
-    if isinstance(columns, Mapping):
-        raise TypeError(f"dataset has several splits ({', '.join(columns)}): give one of them.")
-    if isinstance(dataset, str | Mapping) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"dataset of type {type(dataset).__name__}: give a datasets.Dataset, a list of texts, "
-            "or a list of mappings."
-        )
     if len(dataset) == 0:
         raise ValueError("dataset is empty: there is nothing to make features of.")
     if columns is None and not isinstance(dataset[0], str):
@@ -138,6 +132,24 @@ def token_rows(
             "empty texts out."
         )
     return TokenRows(rows, 0 if pad is None or pad < 0 else int(pad))
+
+
+def check_dataset(dataset: Any, argument: str) -> None:
+    """Raise TypeError for what is no dataset of rows that are all there; the message names the
+    argument and what to give."""
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, Mapping):
+        raise TypeError(
+            f"{argument} has several splits ({', '.join(columns)}): give one of them, such as "
+            f"{argument}[{next(iter(columns), 'train')!r}]."
+        )
+    if hasattr(dataset, "iloc"):
+        raise TypeError(f"{argument} is of pandas: give datasets.Dataset.from_pandas({argument}).")
+    if isinstance(dataset, str | Mapping) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"{argument} of type {type(dataset).__name__}: give a datasets.Dataset, a list of "
+            "texts, or a list of mappings."
+        )
 
 
 def _tokenised(

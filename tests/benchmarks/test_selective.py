@@ -5,10 +5,12 @@ import random
 import sys
 
 import _selective_tasks as tasks
+import pytest
 import selective_classification as selective
 import torch
 
 
+@pytest.mark.filterwarnings("ignore::hf_softext.heads.sdm.diagnosis.EmptyRegionWarning")
 def test_every_rule_is_measured_on_every_set(tmp_path, monkeypatch):
     whole = tasks.digits(0)
     fit = tasks.Part(whole.fit.x[:300], whole.fit.y[:300])

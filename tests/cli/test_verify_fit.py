@@ -18,6 +18,7 @@ def test_fit_and_report_say_what_they_reached(softext, bert_folder, tmp_path):  
     status, printed, err = softext(*words)
     assert status == 0, err
     lines = printed.splitlines()
+    assert f"loading {bert_folder}, reading {data} ...\n" in err
     assert lines[-1] == f"saved in {out}"
     assert any(line.startswith("all: accuracy 0.") for line in lines)
     assert sum("of 9 held-out rows" in line for line in lines) == 4
@@ -31,7 +32,7 @@ def test_fit_and_report_say_what_they_reached(softext, bert_folder, tmp_path):  
     status, printed, err = softext(*words, "--worst", 2)
     assert status == 0, err
     text = page.read_text("utf-8")
-    assert "On 30 rows of rows.csv, which the fit has not seen." in text
+    assert "On 30 rows of rows.csv, none of which is among the rows that the head compares" in text
     assert text.count("nearest training row<") == 2
 
 
@@ -47,7 +48,9 @@ def test_completions_with_columns_of_other_names(softext, llama_folder, tmp_path
     assert status == 0, err
     assert f"saved in {tmp_path / 'head'}" in printed
     words = ["report", tmp_path / "head", "--data", data, "--model", llama_folder, "--use-cpu"]
-    status, _, err = softext(*words, "--good-column", "right")
+    # all but those that were held out
+    with pytest.warns(UserWarning, match=r"8\d of 90 rows of answers\.csv are left out"):
+        status, _, err = softext(*words, "--good-column", "right")
     assert status == 0, err
     page = (tmp_path / "head" / "report.html").read_text("utf-8")
     assert "A row is a completion, and right if it is good." in page

@@ -24,6 +24,7 @@ def example():
     del sys.modules["verified_addition"]
 
 
+@pytest.mark.filterwarnings("ignore::hf_softext.heads.sdm.diagnosis.EmptyRegionWarning")
 def test_the_table_is_printed_and_consistent(example, capsys):
     sizes = example.Sizes(fit=400, test=100, steps=300, epochs=20)
     found = example.main(["--seeds", "0", "1", "--alpha", "0.6"], sizes)

@@ -26,7 +26,8 @@ def texts(count, seed, low, high):
 @pytest.mark.parametrize("name", ["roberta", "llama"])
 def test_behind_a_model(name, tmp_path):
     model, words = build(name).train(), tokenizer()
-    model.config.label2id = {"low": 0, "high": 1}
+    if name == "roberta":
+        model.config.label2id = {"low": 0, "high": 1}
 
     # two kinds of texts, of words of their own; a third kind is out of distribution
     def rows(seed):
@@ -38,7 +39,12 @@ def test_behind_a_model(name, tmp_path):
     detector.fit(model, words, rows(0), **options)
     features = extract_features(model, words, rows(0), pooling="mean", layers=(1, -1), **options)
     again = MahalanobisDetector((1, -1), shrinkage="ledoit_wolf")
-    again.fit_features(list(features.chunk(2, 1)), [0] * 40 + [1] * 40)
+    # names that the model does not know are numbered in their order
+    named = {0: "low", 1: "high"} if name == "roberta" else {0: "high", 1: "low"}
+    assert detector.id2label == named
+    again.fit_features(
+        list(features.chunk(2, 1)), [int(named[1] == "low")] * 40 + [int(named[1] == "high")] * 40
+    )
     inside = detector.score_dataset(model, words, rows(10), **options)
     assert torch.equal(
         inside,
@@ -68,6 +74,13 @@ def test_behind_a_model(name, tmp_path):
     detector.save_pretrained(tmp_path / "saved")
     loaded = MahalanobisDetector.from_pretrained(tmp_path / "saved")
     assert (loaded.layers, loaded.pooling, loaded.epsilon) == ((1, -1), "mean", 1e-4)
+    assert loaded.id2label == named
+    # files of before say nothing of names
+    note = tmp_path / "saved" / "mahalanobis_config.json"
+    kept = json.loads(note.read_text("utf-8"))
+    assert kept.pop("id2label") == {str(number): one for number, one in named.items()}
+    note.write_text(json.dumps(kept), "utf-8")
+    assert MahalanobisDetector.from_pretrained(tmp_path / "saved").id2label == {}
     assert torch.equal(loaded.score(model, batch), detector.score(model, batch))
     assert torch.equal(loaded.is_ood(moved), detector.is_ood(moved))
     assert loaded.backbone == detector.backbone

@@ -80,7 +80,7 @@ def test_comparison_finds_who_wins():
     gap = (found.only_logistic - found.only_naive_bayes) / found.rows
     assert found.naive_bayes_error - found.logistic_error == pytest.approx(gap)
     assert "logistic wins (p =" in str(found)
-    assert "which may be chance" in str(ProbeComparison(20, 2, 5, 0.1, 0.15, 3, 2))
+    assert "no winner (p = 1)" in str(ProbeComparison(20, 2, 5, 0.1, 0.15, 3, 2))
     # 5 of 5 heads, either way
     assert ProbeComparison(20, 2, 5, 0.1, 0.35, 5, 0).p_value == pytest.approx(2 / 32)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,11 +20,13 @@ from hf_softext.heads.sdm.calibration import (
     plain_scores,
 )
 from hf_softext.heads.sdm.config import SdmConfig
+from hf_softext.heads.sdm.diagnosis import warn_if_empty
 from hf_softext.heads.sdm.head import SdmHead
-from hf_softext.heads.sdm.rows import check_features, check_labels
+from hf_softext.heads.sdm.rows import check_counts, check_features, check_labels
 from hf_softext.heads.sdm.split import distinct_rows, halves
 from hf_softext.heads.sdm.split_files import SplitFiles
 from hf_softext.heads.sdm.training import Half, SplitTraining
+from hf_softext.heads.user_warning import warn_user
 
 # between two notes of where a split is
 _SAVE_SECONDS = 30.0
@@ -46,9 +47,11 @@ def fit_rows(
     config = with_settings(config or SdmConfig(), settings)
     check_features(features, config.num_features, finite=True)
     features = features.detach().float()
-    labels = check_labels(labels, len(features))
+    labels = check_labels(labels, len(features), names=config.id2label)
     count = config.num_labels or (int(labels.max()) + 1 if len(labels) else 0)
-    labels = check_labels(labels, len(features), num_labels=count, every_class=True)
+    labels = check_labels(
+        labels, len(features), num_labels=count, every_class=True, names=config.id2label
+    )
     if count < 2:
         raise ValueError("labels are all of one class: there is nothing to tell apart.")
     ids = [str(row) for row in range(len(labels))] if ids is None else list(map(str, ids))
@@ -57,17 +60,11 @@ def fit_rows(
         raise ValueError(f"ids and texts: one for each of {len(labels)} rows, and ids that differ.")
     kept, doubles, other = distinct_rows(features, labels)
     if doubles:
-        warnings.warn(
+        warn_user(
             f"{doubles} of {len(labels)} rows have features that another row has too ({other} with "
-            "another label); only the first of each are used.",
-            stacklevel=3,
+            "another label); only the first of each are used."
         )
-    few = (torch.bincount(labels[kept], minlength=count) < 2).nonzero().flatten().tolist()
-    if few:
-        raise ValueError(
-            f"class {few[0]} has a single distinct row; each needs one for the support and one for "
-            "calibration, and far more to admit anything."
-        )
+    check_counts(torch.bincount(labels[kept], minlength=count), config.id2label)
     config = replace(config, num_features=features.shape[1], num_labels=count)
     request = {"config": config.to_dict(), "rows": _digest(features, labels, ids)}
     files = SplitFiles(work_dir, request)
@@ -94,6 +91,7 @@ def fit_rows(
     chosen = kept[splits[best][0]["support_rows"]].tolist()
     head.support_ids = [ids[row] for row in chosen]
     head.support_texts = [texts[row] for row in chosen]
+    warn_if_empty(head)
     return head
 
 
@@ -197,7 +195,7 @@ def head_of_splits(
     state["min_similarity"] = torch.tensor(torch.inf, device=device)
     state["thresholds"] = torch.zeros(config.num_labels or 0, device=device)
     head.fill(state)
-    head.recalibrate()
+    head.find_region()
     return head.eval()
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_softext.heads.features import backbone_fingerprint, default_pooling, extract_features
+from hf_softext.heads.labels import without_gaps
 from hf_softext.heads.sdm.config import SdmConfig
 from hf_softext.heads.sdm.fit import fit_rows, with_settings
 from hf_softext.heads.sdm.head import SdmHead
+from hf_softext.heads.token_rows import check_dataset
 
 
 def fit_texts(
@@ -30,12 +32,15 @@ def fit_texts(
 ) -> SdmHead:
     """`SdmHead.fit`."""
     config = with_settings(config or SdmConfig(), settings)
+    check_dataset(train_dataset, "train_dataset")
     columns = _columns(train_dataset)
     for name, column in (("label_column", label_column), ("id_column", id_column)):
         if column is not None and column not in columns:
             raise ValueError(f"{name}={column!r} is no column of train_dataset: {sorted(columns)}.")
     labels, names = _labels(train_dataset, label_column, config.id2label)
-    names = dict(config.id2label) or names or _model_names(model, labels)
+    if config.num_labels is None:
+        labels, names = without_gaps(labels, names)
+    names = names or _model_names(model, labels)
     pooling = pooling or config.pooling or default_pooling(model)
     layers = config.layers if tuple(layers) == (-1,) else tuple(layers)
     max_length = max_length or config.max_length
@@ -79,7 +84,7 @@ def fit_texts(
 def _columns(dataset: Any) -> set[str]:
     names = getattr(dataset, "column_names", None)
     if names is None:
-        if not len(dataset) or not hasattr(dataset[0], "keys"):
+        if not len(dataset) or not all(hasattr(row, "keys") for row in dataset):
             raise TypeError("train_dataset must be a datasets.Dataset or a list of mappings.")
         names = set.intersection(*(set(row) for row in dataset))
     return set(names)
@@ -94,7 +99,7 @@ def _column(dataset: Any, name: str) -> list[Any]:
 def _labels(
     dataset: Any, column: str, id2label: Mapping[int, str]
 ) -> tuple[list[int], dict[int, str]]:
-    """Numbers, and the names of the classes where the dataset says them."""
+    """Numbers, and the names of the classes: those asked for, or those of the dataset."""
     values = _column(dataset, column)
     feature = getattr(dataset, "features", {}).get(column)
     names = getattr(feature, "names", None)
@@ -113,7 +118,12 @@ def _labels(
                 f"{', '.join(place)}."
             )
         values = [place[value] for value in values]
-    return values, dict(enumerate(names or ()))
+    return [_whole(value) for value in values], dict(id2label or enumerate(names or ()))
+
+
+def _whole(value: Any) -> Any:
+    """A Python number for one of numpy or torch."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _model_names(model: Any, labels: list[int]) -> dict[int, str]:

@@ -42,8 +42,8 @@ def generate_verified(
     """Generate as the model does, and judge what comes out.
 
     By default the answers are those of `model.generate`, which nothing here changes. Of several
-    candidates the admitted one with the highest score is taken; where none is admitted, the one
-    with the highest score, with its refusal.
+    candidates the admitted one that is most surely good is taken; where none is admitted, the
+    most surely good one, with its refusal.
 
     Args:
         model: the language model of the verifier.
@@ -143,8 +143,9 @@ def _until(tokens: list[int], ends: set[int]) -> list[int]:
 
 
 def _rank(verdict: SdmVerdict) -> tuple[bool, float]:
-    # no score is the lowest
-    return verdict.admit, verdict.score if verdict.label is not None else -1.0
+    # the surer it is bad, the lower; no score is the lowest
+    signs = {"good": verdict.score, "bad": -verdict.score}
+    return verdict.admit, signs.get(str(verdict.label), -2.0)
 
 
 def _encoded(tokenizer: Any, inputs: Any) -> dict[str, Tensor]:

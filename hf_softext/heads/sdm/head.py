@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_softext.heads.features import extract_features
 from hf_softext.heads.sdm.config import SdmConfig
 from hf_softext.heads.sdm.predicting import SdmPredictions
 
@@ -73,7 +74,9 @@ class SdmHead(SdmPredictions):
             train_dataset: a `datasets.Dataset` or a list of mappings. Half of it becomes the
                 support, half is for calibration.
             text_column: of the texts; or the dataset has "input_ids".
-            label_column: of the labels: whole numbers from 0, or names.
+            label_column: of the labels: names, or whole numbers from 0. Where numbers have names
+                (a ClassLabel, `id2label`) and rows are of a part of the classes, these are numbered
+                anew, in their order.
             id_column: of ids by which neighbours are named; None: row numbers.
             keep_texts: whether texts of the support are kept, to be shown with predictions.
             pooling: see `extract_features`; None: the config's, or what suits the model.
@@ -130,7 +133,8 @@ class SdmHead(SdmPredictions):
 
         Args:
             features: (N, D), floating point, finite. The fit runs where they are.
-            labels: (N,), whole numbers from 0 to C - 1.
+            labels: (N,), whole numbers from 0 to C - 1, or names of id2label, which is then to be
+                among the settings.
             ids: one for each row; None: row numbers.
             texts: one for each row; None: without.
             config: see `fit`.
@@ -162,6 +166,55 @@ class SdmHead(SdmPredictions):
             work_dir=work_dir,
             progress=progress,
             settings=settings,
+        )
+
+    def extract(
+        self,
+        model: Any,
+        tokenizer: Any,
+        dataset: Any,
+        *,
+        text_column: str = "text",
+        batch_size: int = 32,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """Features of texts, made as those of the fit: for the head itself, `add_support`,
+        `recalibrate`.
+
+            features = head.extract(model, tokenizer, texts)
+            head.add_support(features, ["card lost", "card lost"], texts=texts)
+
+        Args:
+            model: the backbone that the head was fitted on.
+            tokenizer: of the model.
+            dataset: see `extract_features`, as for the rest.
+            text_column: of the texts.
+            batch_size: texts at once.
+            cache_dir: where features are kept.
+            progress: whether to show a bar.
+
+        Returns:
+            (N, D), float32, on the CPU.
+
+        Raises:
+            ValueError: another backbone, a head that was fitted on features, or as
+                `extract_features`.
+        """
+        from hf_softext.heads.sdm.saving import check_attached
+
+        check_attached(self, model)
+        return extract_features(
+            model,
+            tokenizer,
+            dataset,
+            text_column=text_column,
+            pooling=self.config.pooling,
+            layers=self.config.layers,
+            batch_size=batch_size,
+            max_length=self.config.max_length,
+            cache_dir=cache_dir,
+            progress=progress,
         )
 
     def save_pretrained(self, save_directory: str | Path) -> None:

@@ -1,16 +1,20 @@
 """A frozen backbone and an SDM head as one model."""
 
+from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel
 
 from hf_softext.heads.backbone import backbone, evaluating
 from hf_softext.heads.pooling import pooled_features
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.output import SdmOutput
+from hf_softext.heads.sdm.saved_model import BACKBONE, SdmModelConfig, holds_backbone
 from hf_softext.heads.sdm.saving import check_attached, check_precision, load_head
 
 # of the options, what finds the head's files too
@@ -26,10 +30,15 @@ class SdmForSequenceClassification(nn.Module):
         model: as it was given, with or without a head of its own; its own predictions are had by
             calling it.
         head: the SDM head.
+        config: a copy of the backbone's, with the classes of the head; the backbone's own stays as
+            it was.
 
     Raises:
         ValueError: the head was fitted on another model.
     """
+
+    # a Trainer would pass num_items_in_batch among the inputs
+    accepts_loss_kwargs = False
 
     def __init__(self, model: nn.Module, head: SdmHead):
         super().__init__()
@@ -37,6 +46,14 @@ class SdmForSequenceClassification(nn.Module):
         self.model = model
         self.head = head
         self._attached_dtype = self.dtype
+        self.config: Any = deepcopy(backbone(model).config)
+        names = [str(head.label_name(label)) for label in range(head.thresholds.numel())]
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: label for label, name in enumerate(names)}
+        # a Trainer gathers tensors of one row a text: predictions are logits, as of any classifier
+        self.config.keys_to_ignore_at_inference = [
+            entry.name for entry in fields(SdmOutput) if entry.name not in ("loss", "logits")
+        ]
 
     @classmethod
     def from_backbone(cls, model: Any, head: SdmHead) -> "SdmForSequenceClassification":
@@ -74,19 +91,24 @@ class SdmForSequenceClassification(nn.Module):
         head = load_head(name_or_path, None, download)
         if model is None:
             folder = Path(name_or_path)
-            if folder.is_dir() and not (folder / "config.json").exists():
+            inner = BACKBONE if holds_backbone(name_or_path, download) else ""
+            if folder.is_dir() and not (folder / inner / "config.json").exists():
                 raise OSError(
                     f"{folder} holds a head alone: load the model that it was fitted on, and give "
                     "it as model=."
                 )
             model, found = AutoModel.from_pretrained(
-                str(name_or_path), output_loading_info=True, **options
+                str(name_or_path), subfolder=inner, output_loading_info=True, **options
             )
             _drop_what_was_not_saved(model, found["missing_keys"])
         return cls.from_backbone(model, head)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write backbone and head into one folder, which `from_pretrained` and the pipeline take.
+
+        The backbone, a checkpoint as any, lies in `backbone/`. The `config.json` above it is of a
+        kind that only this package knows, so that transformers refuses the folder where it would
+        put a classifier of random weights on the backbone.
 
         Args:
             save_directory: is made if it is not there.
@@ -104,22 +126,52 @@ class SdmForSequenceClassification(nn.Module):
         model: Any = self.model
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
-        model.save_pretrained(save_directory, **options)
-        self.head.save_pretrained(save_directory)
+        folder = Path(save_directory)
+        model.save_pretrained(folder / BACKBONE, **options)
+        SdmModelConfig(
+            architectures=[type(self).__name__],
+            id2label=self.config.id2label,
+            label2id=self.config.label2id,
+        ).save_pretrained(folder)
+        self.head.save_pretrained(folder)
 
-    def forward(self, **inputs: Any) -> SdmOutput:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> SdmOutput:
         """Predict.
 
         Args:
-            **inputs: what the backbone's tokenizer gives, padded on either side; labels and what
-                the backbone does not take are left out.
+            input_ids: (B, L), padded on either side.
+            attention_mask: (B, L).
+            token_type_ids: (B, L).
+            labels: (B,), int64; -100 is left out. With them the output has the mean cross-entropy
+                of its logits as loss, for evaluation alone.
+            **inputs: what else the backbone's tokenizer gives; what the backbone does not take is
+                left out.
 
         Returns:
             See `SdmOutput`. Without rows, empty. Dropout is off, in training mode too.
 
         Raises:
-            ValueError: a row without a token, or a backbone that was cast to another precision.
+            ValueError: a row without a token, a backbone that was cast to another precision, or
+                labels in training mode: nothing is trained here.
         """
+        if labels is not None and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "labels in training mode: neither backbone nor head are trained here. Fit a head "
+                "with SdmHead.fit, and use a Trainer to evaluate or predict."
+            )
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        inputs |= {name: value for name, value in given.items() if value is not None}
         first = next((value for value in inputs.values() if isinstance(value, Tensor)), None)
         if first is not None and len(first) == 0:
             return self.head(torch.zeros(0, self.head.adaptor.exemplar.in_features))
@@ -127,12 +179,11 @@ class SdmForSequenceClassification(nn.Module):
         check_precision(body, self._attached_dtype)
         with torch.no_grad(), evaluating(body):
             features = pooled_features(self.model, inputs, str(config.pooling), config.layers)
-        return self.head(features)
-
-    @property
-    def config(self) -> Any:
-        """Of the backbone."""
-        return backbone(self.model).config
+        output = self.head(features)
+        if labels is not None:
+            loss = F.cross_entropy(output.logits, labels.to(output.logits.device))
+            output = SdmOutput(**{**output, "loss": loss})
+        return output
 
     @property
     def device(self) -> torch.device:
@@ -146,8 +197,8 @@ class SdmForSequenceClassification(nn.Module):
 
     @property
     def hf_device_map(self) -> Any:
-        """Of the backbone; None where it lies in one place."""
-        return getattr(self.model, "hf_device_map", None)
+        """Of the backbone; there is none where it lies in one place."""
+        return getattr(self.model, "hf_device_map")  # noqa: B009
 
     def can_generate(self) -> bool:
         """No."""

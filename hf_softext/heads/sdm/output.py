@@ -20,6 +20,7 @@ class SdmOutput(ModelOutput):
     """Predictions with their evidence; B rows, C classes.
 
     Attributes:
+        loss: (), mean cross-entropy of the logits; None where no labels were given.
         logits: (B, C), z'; NaN for rows whose features or logits are not finite.
         probs: (B, C), SDM(z'); with the universal estimator its rescaled output, of which the
             predicted class's entry has the offset taken off.
@@ -47,6 +48,7 @@ class SdmOutput(ModelOutput):
         nearest_distance: (B,), `distance_raw`.
     """
 
+    loss: Tensor | None = None
     logits: Tensor | None = None
     probs: Tensor | None = None
     prediction: Tensor | None = None

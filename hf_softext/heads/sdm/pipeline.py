@@ -11,6 +11,7 @@ from transformers.pipelines.base import Pipeline
 from hf_softext.heads.backbone import backbone
 from hf_softext.heads.sdm.canonical import of_class
 from hf_softext.heads.sdm.model import SdmForSequenceClassification
+from hf_softext.heads.sdm.saved_model import register_config
 from hf_softext.heads.token_rows import UNBOUNDED, longest_row
 
 TASK = "sdm-text-classification"
@@ -21,9 +22,9 @@ class SdmTextClassificationPipeline(Pipeline):
 
     For each text: "label"; "score", the output of that class, and "score_lower", its lower bound;
     "admit" and "reason", see `reasons`; "admit_lower", whether the lower bound is admitted too;
-    "similarity", "distance" and "ood"; and "exemplars", the nearest training rows, each with "id",
-    "text", "label", "predicted" and squared "distance". The label is None where the model's output
-    is not finite.
+    "similarity", "distance" (a rank: 1 as near as any calibration row, 0 farther than all) and
+    "ood"; and "exemplars", the nearest training rows, each with "id", "text", "label", "predicted"
+    and "squared_distance". The label is None where the model's output is not finite.
 
     Args:
         model: an `SdmForSequenceClassification`.
@@ -113,6 +114,7 @@ def register_pipeline() -> None:
     Raises:
         ValueError: another package has registered the name.
     """
+    register_config()
     present = PIPELINE_REGISTRY.supported_tasks.get(TASK, {}).get("impl")
     if present is SdmTextClassificationPipeline:
         return

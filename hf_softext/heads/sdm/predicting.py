@@ -73,7 +73,8 @@ class SdmPredictions(SdmUpdates):
 
         Returns:
             For each row a list, nearest first, of "id", "text", "label", "predicted" (names) and
-            "distance" (squared); empty for a row that is not finite.
+            "squared_distance" (Euclidean; `distance` of `SdmOutput` is a rank); empty for a row
+            that is not finite.
 
         Raises:
             ValueError: a count below 0, or an output without its vectors.
@@ -95,7 +96,7 @@ class SdmPredictions(SdmUpdates):
                     "text": self.support_texts[row],
                     "label": self.label_name(labels[row]),
                     "predicted": self.label_name(predictions[row]),
-                    "distance": distance,
+                    "squared_distance": distance,
                 }
                 for row, distance in zip(chosen, far, strict=True)
             ]

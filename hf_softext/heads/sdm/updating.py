@@ -1,9 +1,8 @@
 """Changing a head without training."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +15,10 @@ from hf_softext.heads.sdm.evidence import are_twins, distance_quantile, find_evi
 from hf_softext.heads.sdm.region import Region, threshold_curve
 from hf_softext.heads.sdm.rows import check_features, check_labels
 from hf_softext.heads.sdm.state import RESCALING, SdmState
+from hf_softext.heads.user_warning import warn_user
+
+if TYPE_CHECKING:
+    from hf_softext.heads.sdm.head import SdmHead
 
 
 class SdmUpdates(SdmState):
@@ -37,17 +40,20 @@ class SdmUpdates(SdmState):
         that is in the support already counts twice from then on, and a warning says so.
 
         Args:
-            features: (B, D), finite.
-            labels: (B,), int64. A row of a label outside 0 to C - 1, such as -1, never matches: it
-                marks its neighbourhood as out of distribution.
+            features: (B, D), finite; those of texts are made by `extract`.
+            labels: (B,), int64, or names of id2label. A row of a number outside 0 to C - 1, such
+                as -1, never matches: it marks its neighbourhood as out of distribution.
             ids: for each a new one; None: counted on.
             texts: for each; None: without.
 
         Raises:
-            ValueError: other shapes, values that are not finite, or an id that is taken.
+            TypeError: labels that are neither whole numbers nor names.
+            ValueError: other shapes, values that are not finite, a name that is none of id2label's,
+                or an id that is taken.
         """
         exemplars, logits = self._adapt(features)
-        labels = check_labels(labels, len(features)).to(exemplars.device)
+        labels = check_labels(labels, len(features), names=self.config.id2label)
+        labels = labels.to(exemplars.device)
         if ids is None:
             start = len(self.support_ids)
             ids = [f"added-{start + number}" for number in range(len(labels))]
@@ -70,11 +76,10 @@ class SdmUpdates(SdmState):
         )
         twins = int((are_twins(exemplars, distance) & (labels == predictions)).sum())
         if twins:
-            warnings.warn(
+            warn_user(
                 f"{twins} of {len(labels)} rows are in the support twice now: they count twice in "
                 "the similarity of what is near them, and more is admitted than was calibrated. "
-                "Leave out rows that are in it already.",
-                stacklevel=2,
+                "Leave out rows that are in it already."
             )
         self.support_ids += ids
         self.support_texts += [None] * len(labels) if texts is None else list(texts)
@@ -88,8 +93,9 @@ class SdmUpdates(SdmState):
         Args:
             alpha: the accuracy to hold; None: as before.
             features: (N, D), other calibration rows, which take the place of the old ones: in the
-                ranks of distances, the sample sizes and the region. None: the old ones.
-            labels: (N,), int64, of them.
+                ranks of distances, the sample sizes and the region. None: the old ones. Those of
+                texts are made by `extract`.
+            labels: (N,), of them: int64, or names of id2label.
 
         Returns:
             The region in force from now on.
@@ -97,7 +103,22 @@ class SdmUpdates(SdmState):
         Raises:
             ValueError: alpha outside (0.5, 1], features or labels alone, rows with a class missing,
                 or rows for the universal estimator, whose rescaling was trained on the old ones.
+
+        Warns:
+            EmptyRegionWarning: nothing is admitted; it names the class in the way, and the highest
+                alpha that has a region.
         """
+        from hf_softext.heads.sdm.diagnosis import warn_if_empty
+
+        region = self.find_region(alpha, features, labels)
+        warn_if_empty(cast("SdmHead", self))
+        return region
+
+    @torch.no_grad()
+    def find_region(
+        self, alpha: float | None = None, features: Tensor | None = None, labels: Any = None
+    ) -> Region:
+        """`recalibrate`, without its warning that nothing is admitted."""
         if (features is None) != (labels is None):
             raise ValueError("features and labels belong together: give both, or neither.")
         config = replace(self.config, alpha=self.config.alpha if alpha is None else alpha)
@@ -135,7 +156,9 @@ class SdmUpdates(SdmState):
     def _calibrate_on(self, features: Tensor, labels: Any) -> Calibration:
         exemplars, logits = self._adapt(features)
         count = self.thresholds.numel()
-        labels = check_labels(labels, len(features), num_labels=count, every_class=True)
+        labels = check_labels(
+            labels, len(features), num_labels=count, every_class=True, names=self.config.id2label
+        )
         labels = labels.to(exemplars.device)
         prediction = logits.argmax(1)
         evidence = find_evidence(
@@ -143,10 +166,9 @@ class SdmUpdates(SdmState):
         )
         twins = int(are_twins(exemplars, evidence.squared_distance).sum())
         if twins:
-            warnings.warn(
+            warn_user(
                 f"{twins} of {len(labels)} calibration rows are support rows too: they vouch for "
-                "themselves, and the region will be too wide.",
-                stacklevel=3,
+                "themselves, and the region will be too wide."
             )
         kept = evidence.similarity > 0
         lists = class_lists(evidence.squared_distance[kept], labels[kept], count)

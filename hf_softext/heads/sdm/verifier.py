@@ -9,6 +9,7 @@ import torch
 
 from hf_softext.heads.backbone import backbone, evaluating
 from hf_softext.heads.pooling import pooled_features
+from hf_softext.heads.sdm.canonical import of_class
 from hf_softext.heads.sdm.completions import Text, completion_rows
 from hf_softext.heads.sdm.config import SdmConfig
 from hf_softext.heads.sdm.head import SdmHead
@@ -32,11 +33,12 @@ class SdmVerdict:
         admit: it is predicted good, in the high-reliability region: it may be relied on.
         admit_lower: it still is with the lower bound of the distance; the paper recommends this.
         reason: "admitted", "predicted_bad", or why the head refuses, see `SdmOutput`.
-        score: the head's output for "good", from 0 to 1; NaN where there is no label.
-        score_lower: the same with the lower bound.
+        score: the head's output for the label, from 0 to 1; NaN where there is none.
+        score_lower: its lower bound.
         similarity: q, the run of nearest training completions that speak for it.
         distance: d, 1 is as near as any calibration row, 0 farther than all.
-        exemplars: the nearest training completions: "id", "text", "label", "predicted", "distance".
+        exemplars: the nearest training completions: "id", "text", "label", "predicted" and
+            "squared_distance".
     """
 
     label: str | None
@@ -254,12 +256,14 @@ def positions(config: Any) -> int | None:
 
 
 def _verdicts(output: SdmOutput, exemplars: list[list[dict[str, Any]]]) -> list[SdmVerdict]:
+    known: Any = output
+    place = known.prediction.clamp(min=0)
     columns: Any = (
         output.prediction,
         output.admit,
         output.admit_lower,
-        output.probs[:, GOOD],  # pyright: ignore[reportOptionalSubscript]
-        output.probs_lower[:, GOOD],  # pyright: ignore[reportOptionalSubscript]
+        of_class(known.probs, place),
+        of_class(known.probs_lower, place),
         output.similarity,
         output.distance,
     )

@@ -44,12 +44,14 @@ class LabelledRows:
         labels: of each, a number.
         ids: of each, its number in the data.
         names: of the classes, in the order of their numbers.
+        words: the label of each, as the data has it; empty for a generation.
     """
 
     rows: list[dict[str, Any]]
     labels: list[int]
     ids: list[str]
     names: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
     def pick(self, places: Sequence[int]) -> "LabelledRows":
         """Some of the rows."""
@@ -58,6 +60,7 @@ class LabelledRows:
             [self.labels[place] for place in places],
             [self.ids[place] for place in places],
             self.names,
+            tuple(self.words[place] for place in places) if self.words else (),
         )
 
     def held_out(self, share: float, seed: int) -> tuple["LabelledRows", "LabelledRows"]:
@@ -98,7 +101,12 @@ def find_task(table: Dataset, columns: Columns, task: str = "auto") -> str:
 
 
 def read_texts(
-    table: Dataset, columns: Columns, known: Sequence[str], names: Sequence[str] | None = None
+    table: Dataset,
+    columns: Columns,
+    known: Sequence[str],
+    names: Sequence[str] | None = None,
+    *,
+    out_of_scope: bool = False,
 ) -> LabelledRows:
     """Texts with labels.
 
@@ -107,6 +115,7 @@ def read_texts(
         columns: where the parts are.
         known: names of the model's classes, whose order counts if they are those of the data.
         names: of the classes that a head has; None: those of the data.
+        out_of_scope: whether labels that are none of these names get the number -1.
 
     Raises:
         ValueError: a missing column or label, an empty text, one class only, or labels that are no
@@ -136,7 +145,8 @@ def read_texts(
     names = _names(found.names, known) if names is None else tuple(names)
     ids = [str(place) for place in range(len(texts))]
     rows = [{"text": text} for text in texts]
-    return LabelledRows(rows, [_number(names, one) for one in labels], ids, names)
+    numbers = [_number(names, one, out_of_scope) for one in labels]
+    return LabelledRows(rows, numbers, ids, names, tuple(map(str, labels)))
 
 
 def _names(found: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -147,11 +157,13 @@ def _names(found: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     return tuple(known if told and (numbers or sorted(known) == sorted(found)) else found)
 
 
-def _number(names: Sequence[str], label: Any) -> int:
+def _number(names: Sequence[str], label: Any, out_of_scope: bool) -> int:
     """A class's number, from its name or, where no name is meant, its number."""
     word = str(label)
     if word not in names and word.isdigit() and int(word) < len(names):
         return int(word)
+    if out_of_scope and word not in names:
+        return -1
     return Labels("single_label_classification", tuple(names)).encode(label)
 
 
@@ -198,10 +210,11 @@ def read_rows(
     longest: int | None,
     known: Sequence[str] = (),
     names: Sequence[str] | None = None,
+    out_of_scope: bool = False,
 ) -> tuple[str, LabelledRows]:
     """The task and its rows; arguments and errors as above."""
     table = read_table(data, config=config, split=split)
     task = find_task(table, columns, task)
     if task == "generation":
         return task, read_completions(table, columns, tokenizer, longest)
-    return task, read_texts(table, columns, known, names)
+    return task, read_texts(table, columns, known, names, out_of_scope=out_of_scope)

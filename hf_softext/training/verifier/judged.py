@@ -1,5 +1,6 @@
 """Rows that an SDM head has judged, beside what they are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,12 @@ from torch import Tensor
 
 from hf_softext.functional.sdm import rescaled_similarity
 from hf_softext.heads.sdm.canonical import inside, of_class
-from hf_softext.heads.sdm.evidence import Evidence, distance_lists, distance_quantile
+from hf_softext.heads.sdm.evidence import (
+    Evidence,
+    are_twins,
+    distance_lists,
+    distance_quantile,
+)
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.region import Region
 from hf_softext.heads.sdm.verifier import CLASSES, GOOD, POOLING, PREDICTED_BAD
@@ -118,6 +124,44 @@ def judge_rows(head: SdmHead, features: Tensor, labels: Sequence[int]) -> tuple[
         completions=completions,
     )
     return judged, output
+
+
+def rows_of_fit(
+    head: SdmHead, features: Tensor, texts: Sequence[str], labels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows a head was fitted on, and would vouch for.
+
+    Of its calibration rows a head keeps no text, so that these are told by label, prediction,
+    similarity and distance; only where support rows are among the rows at all.
+
+    Args:
+        head: the head.
+        features: (N, D).
+        texts: N.
+        labels: N.
+
+    Returns:
+        (N,), bool: the support has the row's text or features; and (N,), bool: it is a calibration
+        row.
+    """
+    output: Any = head(features)
+    known = {text for text in head.support_texts if text is not None}
+    support = np.array([text in known for text in texts], dtype=bool)
+    support |= are_twins(output.exemplars, output.nearest_distance).cpu().numpy()
+    calibration = np.zeros(len(texts), dtype=bool)
+    if support.any():
+        rows = head.calibration
+        columns = (rows.labels, rows.predictions, rows.similarity)
+        kept: dict[tuple[float, ...], list[float]] = {}
+        distances = rows.squared_distance.tolist()
+        for *key, distance in zip(*(one.tolist() for one in columns), distances, strict=True):
+            kept.setdefault(tuple(key), []).append(distance)
+        columns = (output.prediction, output.similarity, output.distance_raw)
+        rows_now = zip(labels, *(one.tolist() for one in columns), strict=True)
+        for place, (*key, distance) in enumerate(rows_now):
+            near = kept.get(tuple(key), ())
+            calibration[place] = any(math.isclose(distance, one, rel_tol=1e-4) for one in near)
+    return support, calibration & ~support
 
 
 def judge_calibration(head: SdmHead) -> Judged | None:

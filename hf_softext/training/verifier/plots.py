@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from hf_softext.training.verifier.judged import Judged
 
@@ -78,7 +79,10 @@ def region_plot(
     lower.set_ylabel("rows left")
     lower.set_xlabel("least rescaled similarity")
     title = None if len(names) <= _NAMED else f"hardest {_NAMED} of {len(names)}"
+    # of one decade too there is more than one number, and none overlap
+    lower.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     lower.xaxis.set_major_formatter("{x:g}")
+    lower.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(
         loc="outside right upper", frameon=False, fontsize=8, title=title, title_fontsize=8
     )

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from hf_softext.heads.sdm.diagnosis import (
+    calibration_scores,
+    diagnose,
+    least_similarity,
+    region_words,
+)
 from hf_softext.heads.sdm.head import SdmHead
 from hf_softext.heads.sdm.output import REASONS, SdmOutput
 from hf_softext.heads.sdm.verifier import PREDICTED_BAD
 from hf_softext.training import html_page
 from hf_softext.training.verifier import plots
-from hf_softext.training.verifier.diagnosis import calibration_scores, diagnose, least_similarity
 from hf_softext.training.verifier.judged import Judged, judge_calibration
 from hf_softext.version import __version__
 
@@ -32,12 +37,14 @@ class MeasuredRows:
         output: the head's `SdmOutput`.
         texts: of each.
         source: where they are from.
+        note: what goes on after their number: whether the fit has seen them.
     """
 
     judged: Judged
     output: Any
     texts: list[str]
     source: str
+    note: str = ", which the fit has not seen."
 
 
 def write_sdm_report(
@@ -47,6 +54,7 @@ def write_sdm_report(
     test: MeasuredRows | None,
     facts: dict[str, Any],
     worst: int = 10,
+    outside: MeasuredRows | None = None,
 ) -> None:
     """Write the page; it appears whole or not at all.
 
@@ -57,9 +65,12 @@ def write_sdm_report(
         test: what it is measured on; None: its calibration rows, which flatter it.
         facts: how it was fitted, for the end of the page.
         worst: how many errors are shown with their neighbours.
+        outside: rows of none of the head's classes, of which it should admit none.
     """
     judged = test.judged if test is not None else judge_calibration(head)
     parts = [html_page.paragraph(_summary(head)), *_measured(head, judged, test)]
+    if outside is not None:
+        parts += _out_of_scope(outside)
     parts += _region(head)
     if judged is not None:
         parts += _risk(head, judged) + _evidence(judged) + _alphas(head, judged)
@@ -73,17 +84,16 @@ def write_sdm_report(
 
 
 def _summary(head: SdmHead) -> str:
-    config, least = head.config, least_similarity(head)
+    config, region = head.config, region_words(head)
     behind = (config.backbone or {}).get("name_or_path") or "features of unknown origin"
     # a path means nothing elsewhere
     behind = Path(behind).name if Path(behind).is_absolute() else behind
     names = [str(head.label_name(label)) for label in range(head.thresholds.numel())]
     classes = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    region = "Nothing is admitted." if least == float("inf") else f"Least similarity {least:.4g}."
     return (
         f"Behind {behind}: {len(names)} classes ({classes}), {len(head.support_ids):,} training "
         f"rows to compare with, {len(head.calibration.labels):,} calibration rows. The accuracy to "
-        f"hold in every class is {config.alpha:g}. {region}"
+        f"hold in every class is {config.alpha:g}. {region[0].upper()}{region[1:]}."
     )
 
 
@@ -103,7 +113,7 @@ def _measured(head: SdmHead, judged: Judged | None, test: MeasuredRows | None) -
     if not judged.completions:
         columns += ["lowest accuracy of a class", "of a predicted class"]
     if test is not None:
-        what = f"On {len(judged.wanted):,} rows of {test.source}, which the fit has not seen."
+        what = f"On {len(judged.wanted):,} rows of {test.source}{test.note}"
     else:
         what = (
             f"On the {len(judged.wanted):,} calibration rows, which chose the weights and the "
@@ -117,6 +127,32 @@ def _measured(head: SdmHead, judged: Judged | None, test: MeasuredRows | None) -
         note = "The last line is what to compare with: the same classifier with its softmax."
         found.append(html_page.paragraph(note, note=True))
     return found
+
+
+def _out_of_scope(outside: MeasuredRows) -> list[str]:
+    judged = outside.judged
+    text = (
+        f"On {len(outside.texts):,} rows of {outside.source} whose label is none of the head's "
+        f"classes: {judged.admit.mean():.1%} are admitted"
+    )
+    if judged.admit_lower is not None:
+        text += f", {judged.admit_lower.mean():.1%} by the lower bound"
+    return [
+        html_page.heading("Out of scope"),
+        html_page.paragraph(f"{text}. Both should be 0."),
+        *_reasons(judged),
+    ]
+
+
+def _reasons(judged: Judged) -> list[str]:
+    if judged.reasons is None:
+        return []
+    words, rows = np.array(judged.reasons), []
+    for reason in (*REASONS, PREDICTED_BAD):
+        mask = words == reason
+        if mask.any():
+            rows.append([reason, f"{mask.sum():,}", f"{(~judged.right[mask]).sum():,}"])
+    return [html_page.table(["reason", "rows", "of them wrong"], rows)]
 
 
 def _region(head: SdmHead) -> list[str]:
@@ -171,20 +207,11 @@ def _risk(head: SdmHead, judged: Judged) -> list[str]:
 
 
 def _evidence(judged: Judged) -> list[str]:
-    parts = [
+    return [
         html_page.heading("Similarity and distance"),
         html_page.picture(plots.evidence_plot(judged)),
+        *_reasons(judged),
     ]
-    if judged.reasons is not None:
-        words = np.array(judged.reasons)
-        rows = []
-        for reason in (*REASONS, PREDICTED_BAD):
-            mask = words == reason
-            if mask.any():
-                right = judged.right[mask]
-                rows.append([reason, f"{mask.sum():,}", f"{(~right).sum():,}"])
-        parts.append(html_page.table(["reason", "rows", "of them wrong"], rows))
-    return parts
 
 
 def _alphas(head: SdmHead, judged: Judged) -> list[str]:
@@ -242,7 +269,7 @@ def _errors(head: SdmHead, test: MeasuredRows, worst: int) -> list[str]:
                 _cut(one["text"] if one["text"] is not None else f"row {one['id']}"),
                 str(one["label"]),
                 str(one["predicted"]),
-                f"{one['distance']:.4g}",
+                f"{one['squared_distance']:.4g}",
             ]
             for one in near
         ]

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,16 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from hf_softext.heads.backbone import backbone, backbone_fingerprint, default_pooling
+from hf_softext.heads.sdm.diagnosis import (
+    Diagnosis,
+    EmptyRegionWarning,
+    diagnose,
+    least_similarity,
+    region_words,
+)
 from hf_softext.heads.sdm.head import SdmHead
+from hf_softext.heads.sdm.model import SdmForSequenceClassification
+from hf_softext.heads.sdm.rows import check_counts, check_labels
 from hf_softext.heads.sdm.verifier import POOLING, check_decoder, check_flags, positions
 from hf_softext.heads.token_rows import token_rows
 from hf_softext.training.causal_lm.model import describe_source, load_tokenizer
@@ -24,7 +34,6 @@ from hf_softext.training.training_report import REPORT, check_report
 from hf_softext.training.verifier.arguments import SETTINGS, VerifierArguments
 from hf_softext.training.verifier.card import write_head_card
 from hf_softext.training.verifier.data import Columns, LabelledRows, read_rows
-from hf_softext.training.verifier.diagnosis import Diagnosis, diagnose, least_similarity
 from hf_softext.training.verifier.features import shared_features
 from hf_softext.training.verifier.judged import Judged, judge_rows
 from hf_softext.training.verifier.model import load_backbone
@@ -84,8 +93,8 @@ class VerifierResult:
 
     def summary(self) -> str:
         """The region, the scores and the place, a line each."""
-        alpha, least = self.head.config.alpha, least_similarity(self.head)
-        lines = [f"least similarity {least:.4g} for an accuracy of {alpha:g} in every class"]
+        alpha = self.head.config.alpha
+        lines = [f"{region_words(self.head)}, for an accuracy of {alpha:g} in every class"]
         if not self.diagnosis.admits:
             lines = self.diagnosis.sentences(alpha)
         count = 0 if self.judged is None else len(self.judged.wanted)
@@ -137,25 +146,33 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
         task, train, given = _read(args, model_config, tokenizer)
     model = load_backbone(source, model_config, args.dtype, state)
     test = _unseen(train, given, tokenizer, model, args.max_length)
+    # what can be wrong with the data is found before the folder is claimed, which would be in the
+    # way of the command that is put right
     with state.main_process_first():
         claim(work, args, _IDENTITY)
     default = POOLING if task == "generation" else default_pooling(model)
     pooling = args.pooling or default
-    features = shared_features(
-        model,
-        tokenizer,
-        train.rows + test.rows,
-        state,
-        work / "features",
-        pooling=pooling,
-        layers=args.layers,
-        batch_size=args.feature_batch_size,
-        max_length=args.max_length,
-        progress=not args.disable_tqdm,
-    )
-    if features is None:
-        return None
-    head = _fit(args, model, pooling, train, features[: len(train.rows)], work)
+    try:
+        features = shared_features(
+            model,
+            tokenizer,
+            train.rows + test.rows,
+            state,
+            work / "features",
+            pooling=pooling,
+            layers=args.layers,
+            batch_size=args.feature_batch_size,
+            max_length=args.max_length,
+            progress=not args.disable_tqdm,
+        )
+        if features is None:
+            return None
+        head = _fit(args, model, pooling, train, features[: len(train.rows)], work)
+    except ValueError:
+        # wrong after all, as where features are equal or not finite: nothing is to be continued
+        if state.is_main_process and not (work / "fit").exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     judged, output = None, None
     if test.rows:
         judged, output = judge_rows(head, features[len(train.rows) :], test.labels)
@@ -165,7 +182,9 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     if args.save_model:
-        model.save_pretrained(staged)
+        # a language model is one with or without its verifier, an encoder no classifier without
+        whole = model if task == "generation" else SdmForSequenceClassification(model, head)
+        whole.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
     counts = len(train.rows), len(given.rows) - len(test.rows)
     facts = _facts(args, task, model, result, counts)
@@ -233,11 +252,15 @@ def _unseen(
     train: LabelledRows, test: LabelledRows, tokenizer: Any, model: Any, max_length: int | None
 ) -> LabelledRows:
     """Rows to measure on that are no rows of the fit, to the model: these would vouch for
-    themselves."""
+    themselves. Raises ValueError where none is left, or a class has too few rows to fit on."""
     rows = token_rows(train.rows + test.rows, tokenizer, backbone(model), "text", max_length)
-    count = len(train.rows)
-    first = rows.first_of_equal()[count:]
-    kept = test.pick([place for place, number in enumerate(first) if number >= count])
+    count, classes = len(train.rows), len(train.names)
+    first = rows.first_of_equal()
+    names = dict(enumerate(train.names))
+    labels = check_labels(train.labels, count, num_labels=classes, every_class=True, names=names)
+    distinct = [place for place, number in enumerate(first[:count]) if place == number]
+    check_counts(torch.bincount(labels[distinct], minlength=classes), names)
+    kept = test.pick([place for place, number in enumerate(first[count:]) if number >= count])
     if test.rows and not kept.rows:
         raise ValueError(
             f"every one of the {len(test.rows)} rows to measure on is a row of the fit too: give "
@@ -255,21 +278,24 @@ def _fit(
     work: Path,
 ) -> SdmHead:
     names = dict(enumerate(train.names))
-    return SdmHead.fit_features(
-        features,
-        train.labels,
-        ids=train.ids,
-        texts=[row["text"] for row in train.rows] if args.keep_texts else None,
-        config=args.config(),
-        work_dir=work / "fit",
-        progress=not args.disable_tqdm,
-        num_labels=len(names),
-        id2label=names,
-        pooling=pooling,
-        layers=tuple(args.layers),
-        max_length=args.max_length,
-        backbone=backbone_fingerprint(model),
-    )
+    with warnings.catch_warnings():
+        # the summary says it
+        warnings.simplefilter("ignore", EmptyRegionWarning)
+        return SdmHead.fit_features(
+            features,
+            train.labels,
+            ids=train.ids,
+            texts=[row["text"] for row in train.rows] if args.keep_texts else None,
+            config=args.config(),
+            work_dir=work / "fit",
+            progress=not args.disable_tqdm,
+            num_labels=len(names),
+            id2label=names,
+            pooling=pooling,
+            layers=tuple(args.layers),
+            max_length=args.max_length,
+            backbone=backbone_fingerprint(model),
+        )
 
 
 def _facts(

@@ -1,10 +1,15 @@
 """Data for the tests of SDM heads."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from hf_softext.heads.sdm import SdmHead
 
+# of tests of something else
+may_be_empty = pytest.mark.filterwarnings(
+    "ignore::hf_softext.heads.sdm.diagnosis.EmptyRegionWarning"
+)
 # quick, and enough for a region
 QUICK = {
     "epochs": 15,

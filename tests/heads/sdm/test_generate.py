@@ -76,7 +76,8 @@ def test_of_several_candidates_the_admitted_one_with_the_highest_score_is_taken(
     for place, one in enumerate(found):
         mine = ids[8 * place : 8 * place + 8]
         verdicts = judge.verify([PROMPTS[place]] * 8, mine)
-        ranks = [(verdict.admit, verdict.score) for verdict in verdicts]
+        signs = [1 if verdict.label == "good" else -1 for verdict in verdicts]
+        ranks = [(v.admit, sign * v.score) for v, sign in zip(verdicts, signs, strict=True)]
         best = ranks.index(max(ranks))
         assert one.text == said(judge, mine[best])
         assert one.verdict.score == pytest.approx(verdicts[best].score, abs=1e-4)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hf_softext.heads.sdm import SdmConfig, SdmHead
+from hf_softext.heads.sdm.diagnosis import EmptyRegionWarning, highest_alpha
 from hf_softext.heads.sdm.output import SdmOutput
-from tests.heads.sdm.cases import equal, head, rows
+from tests.heads.sdm.cases import equal, head, may_be_empty, rows
 
 RESCALING = {
     "estimator": "universal",
@@ -184,9 +185,11 @@ def test_neighbours_are_the_nearest_training_rows():
     distances = torch.cdist(output.exemplars, found.support_exemplars).square()
     for row, listed in enumerate(found.neighbours(output, 4)):
         assert listed[0]["id"] == output.nearest_id[row]
-        assert listed[0]["distance"] == pytest.approx(float(output.nearest_distance[row]))
+        assert listed[0]["squared_distance"] == pytest.approx(float(output.nearest_distance[row]))
         expected = distances[row].sort().values[:4]
-        assert [one["distance"] for one in listed] == pytest.approx(expected.tolist(), abs=1e-4)
+        assert [one["squared_distance"] for one in listed] == pytest.approx(
+            expected.tolist(), abs=1e-4
+        )
         for one in listed:
             number = int(one["id"].removeprefix("id"))
             assert one["text"] == texts[number]
@@ -235,12 +238,14 @@ def test_more_support_changes_evidence_and_not_predictions():
     right = (before.prediction == labels).nonzero().squeeze(1)[:7]
     again = head()
     again.add_support(features, labels)
-    with pytest.warns(UserWarning, match="7 of 7 rows are in the support twice now"):
+    with pytest.warns(UserWarning, match="7 of 7 rows are in the support twice now") as told:
         again.add_support(features[right], labels[right])
+    assert told[0].filename == __file__
     # one that is marked as out of distribution does not count
     again.add_support(features[right], torch.full((7,), -1))
 
 
+@may_be_empty
 @both
 def test_another_accuracy_needs_no_training(estimator):
     # a fit at that accuracy from the start gives the same
@@ -287,9 +292,20 @@ def test_a_class_that_cannot_be_told_is_why_nothing_is_admitted():
     # classes 1 and 2 are one cloud
     blurred = torch.where((labels == 2)[:, None], rows(400, labels=2)[0] * 0 + 3, features)
     blurred = torch.where((labels > 0)[:, None], torch.randn(400, 10) + 3, blurred)
-    found = SdmHead.fit_features(
-        blurred, labels, epochs=5, num_splits=1, exemplar_dim=8, progress=False, learning_rate=1e-2
-    )
+    settings = {"epochs": 5, "num_splits": 1, "exemplar_dim": 8, "learning_rate": 1e-2}
+    settings |= {"progress": False, "id2label": {0: "far", 1: "one", 2: "other"}}
+    with pytest.warns(EmptyRegionWarning, match="Nothing is admitted: .*(one|other) rea") as told:
+        found = SdmHead.fit_features(blurred, labels, **settings)
+    assert "far reaches" not in str(told[0].message)
+    # at the line of the user, and as it is where rows or alpha change
+    assert told[0].filename == __file__
+    highest = highest_alpha(found)
+    wanted = "No alpha above 0.5" if highest is None else f"has a region is {highest:.3f}"
+    assert wanted in str(told[0].message)
+    for given in ({"alpha": 0.99}, {"features": blurred[:300] + 0.01, "labels": labels[:300]}):
+        with pytest.warns(EmptyRegionWarning, match="Nothing is admitted") as told:
+            found.recalibrate(**given)
+        assert told[0].filename == __file__
     assert found.min_similarity.isinf()
     assert found.report["splits"][0]["min_similarity"] is None
     output = found(features)

@@ -26,7 +26,7 @@ from hf_softext.heads.sdm.model import SdmForSequenceClassification
 from hf_softext.heads.sdm.pipeline import SdmTextClassificationPipeline
 from hf_softext.quantization.baq.calibrate import quantize_model
 from hf_softext.registration import register_pipelines
-from tests.heads.sdm.cases import same
+from tests.heads.sdm.cases import may_be_empty, same
 from tests.heads.tiny import WORDS, build, tokenizer
 
 TASK = "sdm-text-classification"
@@ -131,6 +131,7 @@ def test_a_backbone_without_a_pooler_comes_back_without_one(tmp_path):
     assert loaded.model.pooler is None
 
 
+@may_be_empty
 def test_a_head_behind_another_model_is_refused(tmp_path):
     model = verified("bert")
     model.save_pretrained(tmp_path)
@@ -141,7 +142,7 @@ def test_a_head_behind_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="fitted on"):
         SdmHead.from_pretrained(tmp_path, model=other)
     # other weights in the folder, as after training on
-    BertForSequenceClassification(other.config).bert.save_pretrained(tmp_path)
+    BertForSequenceClassification(other.config).bert.save_pretrained(tmp_path / "backbone")
     with pytest.raises(ValueError, match="digest"):
         SdmForSequenceClassification.from_pretrained(tmp_path)
     alone = SdmHead.fit_features(
@@ -180,6 +181,7 @@ def test_backbones_of_few_bits(tmp_path, kind):
     assert sum(alike) >= 54
 
 
+@may_be_empty
 def test_a_quantized_backbone_is_saved_with_its_head(tmp_path):
     build("llama").save_pretrained(tmp_path / "plain")
     config = BaqConfig(bits=8, solver="rtn", allocation="uniform")
@@ -316,6 +318,7 @@ def test_equal_texts_count_once_whatever_their_padding():
         SdmHead.fit(model, words, twice, feature_batch_size=7, **SETTINGS)
 
 
+@may_be_empty
 def test_long_rows_that_begin_and_end_alike_are_not_one():
     # torch prints both as the same numbers around dots
     torch.manual_seed(3)
@@ -329,6 +332,7 @@ def test_long_rows_that_begin_and_end_alike_are_not_one():
     assert found.report["distinct_rows"] == 20
 
 
+@may_be_empty
 def test_the_pipeline_cuts_as_the_fit_did():
     long = [{**row, "text": f"{row['text']} w1 w2 w3 w4 w5 w6 w7"} for row in texts(120)]
     words = tokenizer()

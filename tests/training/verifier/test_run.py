@@ -300,6 +300,11 @@ def test_mistakes_say_what_to_do_and_leave_nothing(name, bert_folder, tmp_path):
 
 
 ROWS = {
+    "one row": (
+        ["text", "label"],
+        [("w1", "a"), ("w2", "a"), ("w3", "zz"), ("w3 ", "zz")],
+        r"class 'zz' \(1\) has a single distinct row",
+    ),
     "one class": (["text", "label"], [("w1", "a"), ("w2", "a")], "holds 'a' throughout"),
     "lists": (["text", "label"], [("w1", 0.5), ("w2", 1.5)], "holds a regression"),
     "no label": (["text", "label"], [("w1", "a"), ("w2", "")], "row 1 of the data has no label"),
@@ -330,6 +335,8 @@ def test_rows_that_will_not_do_are_named(name, bert_folder, llama_folder, tmp_pa
     model = bert_folder if columns[0] == "text" else llama_folder
     with pytest.raises(ValueError, match=message):
         fitted(tmp_path / "out", model, data, held_out=0.0)
+    # nor is anything in the way of the command that is put right
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_what_is_there_and_what_is_not_is_said(bert_folder, tmp_path, monkeypatch):

@@ -1,15 +1,24 @@
 """Why an SDM head admits little or nothing: which class is in the way, and what alpha would do."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from hf_softext.heads.sdm.calibration import Scores, plain_scores, rescaled_scores
-from hf_softext.heads.sdm.head import SdmHead
+from hf_softext.heads.user_warning import warn_user
+
+if TYPE_CHECKING:
+    from hf_softext.heads.sdm.head import SdmHead
 
 # alphas are tried in steps of a thousandth
 _STEPS = 1000
+
+
+class EmptyRegionWarning(UserWarning):
+    """A head admits nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,12 @@ class Diagnosis:
                 f"Nothing is admitted: no least similarity keeps every class at {alpha:g} on the "
                 "calibration rows."
             )
+            if self.nearest is None:
+                found.append(
+                    "No calibration row of any class is near enough to training rows of it to "
+                    "count: train longer, or give more rows."
+                )
+                short = []
             for one in short[:5]:
                 mistaken = f", mostly taken for {one.mistaken_for}" if one.mistaken_for else ""
                 found.append(
@@ -89,14 +104,21 @@ class Diagnosis:
                 "head.recalibrate(alpha=...) changes it without a fit."
             )
         if not self.admits:
+            lower = "" if self.highest_alpha is None else "a lower alpha, "
             found.append(
-                "What helps: a lower alpha, more rows of the classes named, one class for two that "
-                "are mistaken for one another, or a model that tells them apart."
+                f"What helps: {lower}more rows of the classes named, one class for two that are "
+                "mistaken for one another, or a model that tells them apart."
             )
         return found
 
 
-def diagnose(head: SdmHead) -> Diagnosis:
+def warn_if_empty(head: "SdmHead") -> None:
+    """Warn with `EmptyRegionWarning` where a head admits nothing; the text says why."""
+    if not admits(head):
+        warn_user(" ".join(diagnose(head).sentences(head.config.alpha)), EmptyRegionWarning)
+
+
+def diagnose(head: "SdmHead") -> Diagnosis:
     """Look at the calibration rows and thresholds of a head."""
     candidates, thresholds = head.threshold_curve()
     count = head.thresholds.numel()
@@ -130,7 +152,7 @@ def diagnose(head: SdmHead) -> Diagnosis:
     return Diagnosis(admits(head), classes, highest_alpha(head), last, nearest)
 
 
-def least_similarity(head: SdmHead) -> float:
+def least_similarity(head: "SdmHead") -> float:
     """What a row's rescaled similarity must reach to be admitted; infinity: nothing is."""
     found = float(head.region.min_similarity)
     if head.config.estimator == "universal":
@@ -138,14 +160,29 @@ def least_similarity(head: SdmHead) -> float:
     return found
 
 
-def calibration_scores(head: SdmHead) -> Scores:
+def region_words(head: "SdmHead") -> str:
+    """The least similarity, and what it means; "nothing is admitted" without one."""
+    least = least_similarity(head)
+    if least == float("inf"):
+        return "nothing is admitted"
+    found = f"least similarity {least:.4g}"
+    # of the universal estimator it is no count of rows
+    if head.config.estimator == "universal":
+        return found
+    return (
+        f"{found}: of a prediction that is admitted, at least {math.ceil(least)} of the nearest "
+        "training rows, without a break, are of its class and were predicted right"
+    )
+
+
+def calibration_scores(head: "SdmHead") -> Scores:
     """What the region of a head is looked for in."""
     if head.config.estimator == "universal":
         return rescaled_scores(head.calibration, head.rescaling_weight)[0]
     return plain_scores(head.calibration)
 
 
-def admits(head: SdmHead) -> bool:
+def admits(head: "SdmHead") -> bool:
     """Whether a calibration row is similar enough for the region in force.
 
     The universal estimator adds the spread over splits, which may ask for more than any row has.
@@ -153,7 +190,7 @@ def admits(head: SdmHead) -> bool:
     return bool((calibration_scores(head).valid_similarity >= least_similarity(head)).any())
 
 
-def highest_alpha(head: SdmHead) -> float | None:
+def highest_alpha(head: "SdmHead") -> float | None:
     """The highest alpha above 0.5, to a thousandth, that admits something; None: none does.
 
     A region for one alpha is one for every lower one, so that halving finds the highest that has
@@ -169,7 +206,7 @@ def highest_alpha(head: SdmHead) -> float | None:
         low, high = (low, middle) if empty else (middle, high)
     copy = deepcopy(head)
     for step in range(low, _STEPS // 2, -1):
-        copy.recalibrate(step / _STEPS)
+        copy.find_region(step / _STEPS)
         if admits(copy):
             return step / _STEPS
     return None
