@@ -8,14 +8,25 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_softext.catalog import find, methods
+from hf_softext.cli.plain_math import plain_math
 
 
 def print_list() -> None:
     """A table with a row for each method."""
-    table = Table("name", "family", "what it is", "arXiv", "status", box=None)
+    table = Table(box=None)
+    for title in ("name", "family", "what it is", "arXiv", "status"):
+        # a name is to be typed: in a narrow terminal it is the description that is folded
+        whole = title != "what it is"
+        table.add_column(title, no_wrap=whole, min_width=_widest(title) if whole else None)
     for row in methods():
         table.add_row(row.name, row.family, row.summary, row.paper.arxiv, row.status)
     Console().print(table)
+
+
+def _widest(title: str) -> int:
+    column = {"name": "name", "family": "family", "status": "status"}.get(title)
+    found = [getattr(row, column) if column else row.paper.arxiv for row in methods()]
+    return max(len(word) for word in (title, *found))
 
 
 def print_info(name: str, model: str | None = None) -> None:
@@ -55,7 +66,7 @@ def print_info(name: str, model: str | None = None) -> None:
     if model is not None:
         console.print(_sizes(model))
         return
-    console.print(inspect.getdoc(implementation), markup=False)
+    console.print(plain_math(inspect.getdoc(implementation) or ""), markup=False)
 
 
 def _sizes(source: str) -> Table:

@@ -14,6 +14,7 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from hf_softext.catalog import did_you_mean
+from hf_softext.training.processes import must_stay_on_cpu
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -36,20 +37,25 @@ def parse_arguments(
         line.
 
     Raises:
-        ValueError: the file is not a YAML mapping, or it or the command line has a name that the
-            dataclass does not know (the nearest known one is suggested).
+        ValueError: the file is not there or not a YAML mapping, it or the command line has a name
+            that the dataclass does not know (the nearest known one is suggested), or several
+            processes are to use an accelerator that is not there.
         SystemExit: the command line is wrong, or asks for `--help`.
+
+    Notes:
+        Where several processes were launched and there is no accelerator, `use_cpu` is True.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     usage = usage or "%(prog)s [CONFIG.yaml] [--name value ...]"
     parser = HfArgumentParser(arguments, usage=usage)  # pyright: ignore[reportArgumentType]
     _own_first(parser, arguments)
     known = [field.name for field in fields(arguments) if field.init]
-    if words and Path(words[0]).suffix in (".yaml", ".yml"):
-        path = Path(words.pop(0))
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(given, dict):
-            raise ValueError(f"{path} is not a mapping of argument names to values.")
+    on_cpu = "use_cpu" in known and must_stay_on_cpu()
+    if on_cpu:
+        parser.set_defaults(use_cpu=True)
+    if words and is_config(words[0]):
+        path = words.pop(0)
+        given = read_config(path)
         for name in given:
             if name not in known:
                 near = did_you_mean(str(name), known).split(" Known:")[0]
@@ -64,7 +70,39 @@ def parse_arguments(
         flag = unknown[0].partition("=")[0]
         near = did_you_mean(flag.lstrip("-").replace("-", "_"), known).split(" Known:")[0]
         raise ValueError(f"unknown argument {flag!r}.{near}")
+    if on_cpu and not parsed.use_cpu:
+        raise ValueError(
+            "use_cpu=False: there is no accelerator here, and several processes only join on the "
+            "CPU; leave it out."
+        )
     return parsed
+
+
+def is_config(word: str) -> bool:
+    """Whether a word of the command line means a YAML file."""
+    return Path(word).suffix in (".yaml", ".yml")
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """A YAML file of arguments.
+
+    Raises:
+        ValueError: it is not there, is no YAML (file and line are named), or no mapping.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"CONFIG {path!r} is no file.")
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path}{line} is not YAML: {problem}.") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} is not a mapping of argument names to values.")
+    return given
 
 
 def _own_first(parser: HfArgumentParser, arguments: type) -> None:

@@ -19,7 +19,9 @@ from hf_softext.adapters.snnk.closed_form import ClosedFormFit, collect, install
 from hf_softext.adapters.snnk.feature_pass import FeaturePass, targets_of
 from hf_softext.adapters.snnk.head import SnnkHead
 from hf_softext.functional.ridge import check_ridge
+from hf_softext.training.closed_form_card import write_closed_form_card
 from hf_softext.training.closed_form_state import PassFile, weights_digest
+from hf_softext.training.processes import check_joined
 
 
 class ClosedFormHeadTrainer(Trainer):
@@ -29,10 +31,10 @@ class ClosedFormHeadTrainer(Trainer):
         ClosedFormHeadTrainer(model=model, args=args, train_dataset=dataset).train()
 
     `train` takes one pass, without gradients, in which each process takes its share of the rows;
-    solves; saves `checkpoint-<steps>`, complete or not at all, with `snnk_head.json` and
-    `snnk_head.safetensors` where the head is an `SnnkHead`; and evaluates, unless `eval_strategy`
-    is "no". Epochs, learning rate, accumulation and the order of the rows do not matter to the
-    result and are not used.
+    solves; saves `checkpoint-<steps>`, complete or not at all, with `snnk_head.json`,
+    `snnk_head.safetensors` and a README that says how to load them where the head is an `SnnkHead`;
+    and evaluates, unless `eval_strategy` is "no". Epochs, learning rate, accumulation and the order
+    of the rows do not matter to the result and are not used.
 
     With `save_strategy="steps"` the sums are kept every `save_steps` batches; a pass that was
     broken off goes on from there with `train(resume_from_checkpoint=True)`. They take 8 (R + 1)²
@@ -67,6 +69,7 @@ class ClosedFormHeadTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        check_joined(self.args)
         check_ridge(ridge)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -220,9 +223,14 @@ class ClosedFormHeadTrainer(Trainer):
             # a pickle, of what the caller knows
             (staged / "training_args.bin").unlink(missing_ok=True)
             model: Any = self.model
-            heads = [module for module in model.modules() if isinstance(module, SnnkHead)]
+            heads = [found for found in model.named_modules() if isinstance(found[1], SnnkHead)]
             if len(heads) == 1:
-                heads[0].save_pretrained(staged)
+                place, head = heads[0]
+                head.save_pretrained(staged)
+                fit = self.fit
+                if fit is not None:
+                    about = {"rows": fit.rows, "ridge": self.ridge, "error": fit.mean_squared_error}
+                    write_closed_form_card(staged, folder.name, model, place, **about)
             self._write_state(staged)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(staged, folder)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_softext.losses import SoftextLoss, get_loss
-from hf_softext.training.loss_columns import check_kind
+from hf_softext.training.loss_columns import check_kind, trainer_for
 from hf_softext.training.problem import aligned_labels, is_causal
 
 
@@ -30,7 +30,7 @@ def make_compute_loss_func(
     Raises:
         ValueError: a loss that needs more than logits and labels, has a state, weighs its classes,
             ignores another label than -100, is no sum over rows, or is for another kind of problem:
-            use `SoftextTrainer`.
+            use the Trainer that the message names.
     """
     made = get_loss(loss, **kwargs)
     reasons = {
@@ -44,7 +44,7 @@ def make_compute_loss_func(
         if applies:
             raise ValueError(
                 f"loss {made.name!r} {reason}, which the stock Trainer cannot do: use "
-                "SoftextTrainer, or SoftextTrainerMixin before your Trainer."
+                f"{trainer_for(made)}."
             )
     check_kind(made, model)
     causal = is_causal(model)

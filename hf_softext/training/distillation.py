@@ -79,7 +79,9 @@ class DistillationTrainer(SoftextTrainer):
         teachers = {name: model for name, model in given.items() if model is not None}
         for name, model in teachers.items():
             if not isinstance(model, nn.Module):
-                raise TypeError(f"{_argument(name)} is a {type(model).__name__}, not a model.")
+                raise TypeError(
+                    f"{_argument(name)} is a {type(model).__name__}, not a model{_instead(model)}."
+                )
         self.provides = self.provides | teachers.keys()
         super().__init__(*args, **kwargs)
         columns = getattr(self.train_dataset, "column_names", None) or ()
@@ -234,6 +236,18 @@ class DistillationTrainer(SoftextTrainer):
                 )
             self._head.load_state_dict(load_file(file))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _instead(given: Any) -> str:
+    """What to do with what was given in place of a model."""
+    if isinstance(given, str | Path):
+        return ": load it first, as by AutoModelForSequenceClassification.from_pretrained"
+    if isinstance(given, list | tuple):
+        return (
+            ": the two of loss='assistive_kd' are teacher_tough and teacher_tolerant; other losses "
+            "have one"
+        )
+    return ""
 
 
 def _argument(name: str) -> str:

@@ -6,31 +6,59 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from hf_softext.catalog import find
 from hf_softext.losses import SoftextLoss, list_losses
 from hf_softext.training.problem import problem_kinds
 
 # what a batch may bring for a loss, and how to have it
 WHERE = {
     "sample_index": "the position of each sample in the training set",
-    "bag_id": "an integer for each sample: the bag that it is in",
-    "teacher_logits": "the teacher's logits for each sample, or give DistillationTrainer a teacher",
+    "bag_id": "an integer for each sample: its bag; AggregateTrainer keeps bags whole",
+    "teacher_logits": "the teacher's logits for each sample, or give DistillationTrainer (softext "
+    "train distill) a teacher",
     "teacher_tough": "the tough teacher's prediction, or give DistillationTrainer that teacher",
     "teacher_tolerant": "the tolerant teacher's prediction, or give DistillationTrainer that one",
-    "aux_logits": "logits of a second head, which DistillationTrainer makes",
+    "aux_logits": "logits of a second head: DistillationTrainer (softext train distill) makes one",
     "perturbed_logits": "logits of inputs under attack, which AdversarialTrainer finds",
     "sample_weight": "what each sample counts",
 }
+_TRAINERS = {
+    "bag_id": "AggregateTrainer",
+    "teacher_logits": "DistillationTrainer (softext train distill)",
+    "teacher_tough": "DistillationTrainer",
+    "teacher_tolerant": "DistillationTrainer",
+    "aux_logits": "DistillationTrainer (softext train distill)",
+    "perturbed_logits": "AdversarialTrainer",
+}
 
 
-def check_kind(loss: SoftextLoss, model: Any, dataset: Any = None) -> None:
-    """Raise ValueError where a loss is for another kind of problem than the model."""
+def trainer_for(loss: SoftextLoss) -> str:
+    """The Trainer that has what a loss needs."""
+    found = [_TRAINERS[name] for name in sorted(loss.needs) if name in _TRAINERS]
+    return found[0] if found else "SoftextTrainer, or SoftextTrainerMixin before your Trainer"
+
+
+def check_kind(
+    loss: SoftextLoss, model: Any, dataset: Any = None, provided: frozenset[str] = frozenset()
+) -> None:
+    """Raise ValueError where a loss is for another kind of problem than the model.
+
+    Args:
+        loss: that is asked for.
+        model: that is to be trained.
+        dataset: to train on.
+        provided: what of that which losses need the Trainer computes; losses that need more, and
+            find no column of it, are not suggested.
+    """
     kinds = problem_kinds(model)
     labels = first_labels(dataset)
     if labels is not None and "token" not in kinds:
         kinds &= _label_kinds(labels)
     if not kinds & loss.kinds:
         wanted = ", ".join(sorted(kinds)) or "nothing that its labels fit"
+        there = provided | {*(getattr(dataset, "column_names", None) or ())}
         fitting = sorted({name for kind in kinds for name in list_losses(kind)})
+        fitting = [name for name in fitting if find(name, "loss").load().needs <= there]
         raise ValueError(
             f"loss {loss.name!r} is for {', '.join(sorted(loss.kinds))} problems; "
             f"{type(model).__name__} with these labels is for {wanted}. Losses that fit: "
@@ -99,7 +127,9 @@ def all_labels(dataset: Any) -> Tensor:
     if columns is not None:
         for name in ("labels", "label", "label_ids"):
             if name in columns:
-                return torch.as_tensor(_column(dataset, name))
+                found = _column(dataset, name)
+                _check_number(name, found[0] if found else 0)
+                return torch.as_tensor(found)
     labels = [_labels_of(dataset[index]) for index in range(len(dataset))]
     if any(label is None for label in labels):
         raise ValueError("train_dataset has samples without 'labels'.")
@@ -115,8 +145,19 @@ def _column(dataset: Any, name: str) -> list[Any]:
 def _labels_of(sample: dict[str, Any]) -> Tensor | None:
     for name in ("labels", "label", "label_ids"):
         if sample.get(name) is not None:
+            _check_number(name, sample[name])
             return torch.as_tensor(sample[name])
     return None
+
+
+def _check_number(name: str, label: Any) -> None:
+    first = label[0] if isinstance(label, list | tuple) and label else label
+    if isinstance(first, str):
+        raise ValueError(
+            f"column {name!r} has texts such as {first!r}, and a loss takes numbers: number them "
+            f"from 0, by dataset.class_encode_column({name!r}) or with a map over label2id, and "
+            "give the model the same id2label."
+        )
 
 
 def _label_kinds(labels: Tensor) -> set[str]:

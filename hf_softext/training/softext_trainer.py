@@ -17,6 +17,7 @@ from hf_softext.training.loss_state import load_loss, save_loss
 from hf_softext.training.output_layer import OutputLayer
 from hf_softext.training.perp_grad import PerpGradCallback
 from hf_softext.training.problem import aligned_labels, is_causal
+from hf_softext.training.processes import check_joined
 from hf_softext.training.quantized_buffers import leave_to_files
 from hf_softext.training.training_report import REPORT, check_report, write_training_report
 
@@ -44,8 +45,8 @@ class SoftextTrainerMixin:
 
     Raises:
         ValueError: an unknown loss or argument of it, a loss for another kind of problem than the
-            model's, a column that the loss needs and the dataset lacks, or options that exclude
-            each other.
+            model's, a column that the loss needs and the dataset lacks, options that exclude
+            each other, or several processes that have not joined.
     """
 
     # losses are divided here; see `compute_loss`
@@ -62,6 +63,7 @@ class SoftextTrainerMixin:
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        check_joined(self.args)
         if self.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func and loss exclude each other: give the loss by name."
@@ -84,7 +86,7 @@ class SoftextTrainerMixin:
                 "output_router_logits=True in the model's config asks for the auxiliary loss of "
                 "the model's own loss, which is not used here: set it to False."
             )
-        check_kind(self.loss, self.model, self.train_dataset)
+        check_kind(self.loss, self.model, self.train_dataset, self.provides)
         check_columns(self.loss, self.train_dataset, self.provides, type(self).__name__)
         self.train_dataset = prepare_dataset(self.loss, self.train_dataset)
         self.loss.to(self.args.device)

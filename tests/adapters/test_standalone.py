@@ -58,6 +58,19 @@ def test_cos_and_sin_are_estimated_with_the_bias(kernel):
     assert 5 < errors[0] / errors[1] < 20
 
 
+def test_rows_too_long_for_an_estimate_are_told():
+    linear = small_linear(8, 5)
+    with torch.no_grad():
+        linear.weight[2] *= 3
+    with pytest.warns(UserWarning, match="up to 3 long.*standard error"):
+        SnnkLinear.from_linear(linear, 200, "cos")
+    # exp(4.5) is below the root of 20,000, and with inputs of length 2 above
+    SnnkLinear.from_linear(linear, 20_000, "sin")
+    with pytest.warns(UserWarning, match="standard error"):
+        SnnkLinear.from_linear(linear, 20_000, "sin", normalize=2.0)
+    SnnkLinear.from_linear(linear, 200, "relu")
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_is_exact_where_the_projection_is(bias):
     linear = nn.Linear(8, 5, bias)

@@ -7,6 +7,7 @@ import transformers as hf
 
 from hf_softext.catalog import CATALOG
 from hf_softext.cli import main
+from hf_softext.cli.plain_math import plain_math
 from hf_softext.losses.base import parameters
 from tests.training.conftest import bert_folder, texts  # noqa: F401  fixtures
 
@@ -15,9 +16,9 @@ from tests.training.conftest import bert_folder, texts  # noqa: F401  fixtures
 def softext(monkeypatch, capsys):
     """Run `softext WORDS...`; return its exit status and what it printed."""
 
-    def run(*words):
+    def run(*words, columns=200):
         monkeypatch.setattr("sys.argv", ["softext", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as end:
             main()
         printed = capsys.readouterr()
@@ -32,6 +33,11 @@ def test_list_has_a_line_for_every_row(softext):
     assert all(row.name in out and row.paper.arxiv in out for row in CATALOG)
 
 
+def test_names_are_whole_in_a_narrow_terminal(softext):
+    _, out, _ = softext("list", columns=80)
+    assert all(f" {row.name} " in out for row in CATALOG)
+
+
 @pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
 def test_info_shows_the_paper_and_every_parameter(row, softext):
     status, out, _ = softext("info", row.name)
@@ -40,6 +46,24 @@ def test_info_shows_the_paper_and_every_parameter(row, softext):
     assert row.usage in out
     known = {"attention": lambda: row.load().parameters, "loss": lambda: parameters(row.load())}
     assert all(name in out for name in known.get(row.family, dict)())
+    # a terminal shows no LaTeX; a variable of the shell stays
+    assert not {"\\", "$"} & {*out.replace("`$SOFTEXT_CACHE`", "")}
+
+
+@pytest.mark.parametrize(
+    ("latex", "plain"),
+    [
+        (r"$$\ell = \frac{1 - p_y^{\tau-1}}{\tau-1}$$", "l = (1 - p_y^(τ-1))/(τ-1)"),
+        (r"$\frac1{2T}\cdot\frac hT$ and $1$", "1/(2T) · h/T and 1"),
+        (r"$\text{KL}\big(a\Vert\text{B}(\tfrac12)\big)$", "KL(a‖ B(1/2))"),
+        (r"$$\log\sum_k e^{z_{ik}} \le \sqrt{R}$$", "log ∑_k e^(z_ik) ≤ sqrt(R)"),
+        (r"$\log\cosh\frac{a-t}{2T} / \lVert h\rVert$", "log cosh ((a-t)/(2T)) / ‖h‖"),
+        (r"`$HOME` and $\lambda_{i}\log C$", "`$HOME` and λ_i log C"),
+    ],
+    ids=["fraction", "short arguments", "words", "sums", "functions", "shell"],
+)
+def test_formulas_are_plain_text(latex, plain):
+    assert plain_math(latex) == plain
 
 
 def test_env_names_versions(softext):

@@ -28,7 +28,7 @@ def test_private_bags(monkeypatch):
     assert shares.shape == (400, 4)
     # a class that changes moves two shares by 1/k
     assert [(one["epsilon"], one["bound"]) for one in release] == [(4.0, 0.5)] * 4
-    with pytest.raises(ValueError, match="classes: give their number"):
+    with pytest.raises(ValueError, match="classes is missing: give classes=, their"):
         make_bags(Dataset.from_dict(labels), 4, 0, epsilon=8.0)
     assert (shares >= 0).all()
     torch.testing.assert_close(shares.sum(-1), torch.ones(400))

@@ -20,6 +20,7 @@ def test_command_line_overrides_the_file_which_overrides_the_defaults(tmp_path):
     [
         ("learning_rat: 1", "'learning_rat'. Did you mean 'learning_rate'"),
         ("- attention", "not a mapping"),
+        ("model: [a\nloss: ce", r"recipe.yaml, line 2 is not YAML: expected"),
     ],
 )
 def test_a_wrong_file_is_named(text, message, tmp_path):
@@ -27,3 +28,8 @@ def test_a_wrong_file_is_named(text, message, tmp_path):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         parse_arguments(AdoptionArguments, [str(path)])
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"CONFIG 'nosuch.yaml' is no file"):
+        parse_arguments(AdoptionArguments, ["nosuch.yaml"])

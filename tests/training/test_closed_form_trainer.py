@@ -47,12 +47,17 @@ def test_it_fits_saves_and_evaluates(tmp_path):
     assert history[-1]["eval_loss"] == pytest.approx(error, rel=1e-5)
 
 
-def test_a_checkpoint_is_loaded_in_two_steps(tmp_path):
+def test_a_checkpoint_is_loaded_as_its_card_says(tmp_path, monkeypatch):
     running = trainer(tmp_path)
     running.train()
-    folder = tmp_path / "checkpoint-7"
-    back = hf.BertForSequenceClassification.from_pretrained(folder).double().eval()
-    back.classifier = SnnkHead.from_pretrained(folder)
+    # the lines are for a program that runs beside the folder
+    monkeypatch.chdir(tmp_path)
+    card = (tmp_path / "checkpoint-7" / "README.md").read_text(encoding="utf-8")
+    assert "closed form to 13 rows" in card
+    space = {}
+    exec(card.split("```")[1].removeprefix("python"), space)
+    back = space["model"].double().eval()
+    assert isinstance(back.classifier, SnnkHead)
     tokens = torch.tensor(rows()["input_ids"])
     with torch.no_grad():
         assert torch.equal(back(tokens).logits, running.model.eval()(tokens).logits)

@@ -281,8 +281,10 @@ def test_misuse_is_an_error_at_construction(given, message, tmp_path):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_more_misuse(tmp_path):
     args, student = arguments(tmp_path, 4, 1), model("classes")
-    with pytest.raises(TypeError, match="teacher is a str, not a model"):
+    with pytest.raises(TypeError, match="teacher is a str, not a model: load it first"):
         DistillationTrainer(model=student, args=args, teacher="bert", loss="kd")
+    with pytest.raises(TypeError, match=r"teacher is a list.*teacher_tough and teacher_tolerant"):
+        DistillationTrainer(model=student, args=args, teacher=[student], loss="assistive_kd")
     with pytest.raises(ValueError, match="are the same object"):
         DistillationTrainer(model=student, args=args, teacher=student, loss="kd")
     adapted = get_peft_model(student, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))

@@ -285,6 +285,9 @@ def test_predictions_need_neither_labels_nor_a_model_that_knows_the_columns(tmp_
     assert (trainer.predict(data).predictions == expected).all()
 
 
+TEXTS = [{"input_ids": [1, 2], "labels": "cat"}]
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from dataset("classes")
@@ -294,6 +297,9 @@ class Stream(IterableDataset):
     ("kind", "given", "message"),
     [
         ("classes", {"loss": "soft_topk"}, "'soft_topk' is for multilabel problems"),
+        # what needs a teacher, an attack or bags would fail here next
+        ("classes", {"loss": "soft_topk"}, r"Losses that fit: aldr_kl, (?!.*(kd|adv_|aggre|irat))"),
+        ("classes", {"train_dataset": TEXTS}, "column 'labels' has texts such as 'cat'.*number th"),
         ("causal", {"loss": "aldr_kl"}, "'aldr_kl' is for multiclass problems"),
         ("classes", {"loss": "dhkd"}, "needs 'aux_logits', which SoftextTrainer does not compute"),
         ("classes", {"loss": "kd"}, "no column of: the teacher's logits"),
@@ -329,6 +335,9 @@ def test_more_misuse(tmp_path):
     for loss, given in (*refused, ("ce", {"ignore_index": 0})):
         with pytest.raises(ValueError, match="use SoftextTrainer"):
             make_compute_loss_func(loss, model("classes"), **given)
+    for loss, name in (("dhkd", "Distill"), ("dr_irat", "Adversarial"), ("aggregate", "Aggregate")):
+        with pytest.raises(ValueError, match=f"use {name}.*Trainer"):
+            make_compute_loss_func(loss, model("classes"))
     unlabelled = data.rename_column("labels", "target")
     trainer = SoftextTrainer(model=model("classes"), args=args, train_dataset=unlabelled)
     with pytest.raises(ValueError, match="no 'labels'"), warnings.catch_warnings():

@@ -1,5 +1,7 @@
 """A layer with its activation, f(Wx + b), as random features and a trained readout of them."""
 
+import math
+import warnings
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_softext.adapters.snnk._common import check_size, computes_as
+from hf_softext.adapters.snnk.kernels import KERNELS
 from hf_softext.adapters.snnk.random_features import RandomFeatures
 from hf_softext.functional.without_autocast import without_autocast
 
@@ -84,6 +87,11 @@ class SnnkLinear(nn.Module):
         Raises:
             TypeError: no `torch.nn.Linear` with a weight of floating dtype, or a subclass that
                 computes something else.
+
+        Warns:
+            UserWarning: "cos" or "sin", and rows of the weight that are so long that the standard
+                error is above 1 for any input. It grows with the length of inputs in the same way,
+                which is not known here: without `normalize` they must be of a length of about 1.
         """
         if not computes_as(linear, nn.Linear) or not linear.weight.is_floating_point():
             raise TypeError(
@@ -99,6 +107,7 @@ class SnnkLinear(nn.Module):
             **options,
         )
         made.to(linear.weight.device, linear.weight.dtype)
+        _warn_of_length(linear.weight, made.features)
         made.set_weights(linear.weight, linear.bias)
         made.weight.requires_grad_(linear.weight.requires_grad)
         return made.train(linear.training)
@@ -146,3 +155,21 @@ class SnnkLinear(nn.Module):
     def extra_repr(self) -> str:
         """As for a layer of torch."""
         return f"out_features={self.out_features}"
+
+
+def _warn_of_length(weight: Tensor, features: RandomFeatures) -> None:
+    """Tell where an estimate is worse than none whatever the input."""
+    if KERNELS[features.kernel].parts == 1 or weight.is_meta:
+        return
+    longest = weight.detach().float().norm(dim=1).max().item()
+    exponent = (longest**2 + (features.normalize or 0.0) ** 2) / 2
+    # as a logarithm, which does not overflow
+    if exponent > math.log(features.num_features) / 2:
+        warnings.warn(
+            f"kernel={features.kernel!r} with num_features={features.num_features}: rows of the "
+            f"weight are up to {longest:.3g} long, and the standard error of the estimate, about "
+            "exp((|x|² + |w|²) / 2) / sqrt(num_features), is above 1, the largest value of a "
+            'cosine: scale the weight down, or use kernel="relu".',
+            UserWarning,
+            stacklevel=3,
+        )

@@ -5,16 +5,22 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hf_softext.catalog import did_you_mean
 from hf_softext.quantization.baq.options import OPTIONS
-from hf_softext.training.arguments import json_object, parse_arguments
+from hf_softext.training.arguments import (
+    is_config,
+    json_object,
+    parse_arguments,
+    read_config,
+)
 from hf_softext.training.causal_lm.arguments import CausalLMArguments
 from hf_softext.training.classifier.arguments import ClassifierArguments
+
+# an SNNK layer starts as what it replaces and moves slowly; the other is what LoRA is tuned around
+LEARNING_RATES = {"snnk": 1e-2}
+LEARNING_RATE = 1e-3
 
 
 @dataclass
@@ -39,7 +45,10 @@ class AdapterFields:
             "or a mapping in the file; calibrated with the text that is trained on."
         },
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(
+        default=None,  # pyright: ignore[reportAssignmentType]  a number after __post_init__
+        metadata={"help": "Peak learning rate; by default 1e-2 for snnk, 1e-3 for any other."},
+    )
 
     def __post_init__(self) -> None:
         for name in ("adapter_kwargs", "quantization"):
@@ -47,6 +56,8 @@ class AdapterFields:
             if given is not None:
                 setattr(self, name, dict(sorted(json_object(name, given).items())))
         self.adapter = str(self.adapter).lower()
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATES.get(self.adapter, LEARNING_RATE)
         # of `TrainingArguments`, which it is mixed into
         super().__post_init__()  # pyright: ignore
 
@@ -110,6 +121,14 @@ class AdapterCausalLMArguments(AdapterFields, CausalLMArguments):
         default="causal-lm",
         metadata={"help": "causal-lm, or text-classification, which has arguments of its own."},
     )
+    test_factors: list[int] = field(
+        default_factory=lambda: [1],
+        metadata={"help": "Lengths to test at, as multiples of the training length."},
+    )
+    passkey_samples: int = field(
+        default=0,
+        metadata={"help": "Passkey windows for each length and depth; 0 leaves the test out."},
+    )
 
     def check(self) -> None:
         """Raise ValueError for a value that is out of range or goes with no other."""
@@ -144,9 +163,8 @@ def parse_adapter_arguments(
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     known.add_argument("--task")
     task = known.parse_known_args(words)[0].task
-    if task is None and words and Path(words[0]).suffix in (".yaml", ".yml"):
-        given = yaml.safe_load(Path(words[0]).read_text(encoding="utf-8"))
-        task = given.get("task") if isinstance(given, dict) else None
+    if task is None and words and is_config(words[0]):
+        task = read_config(words[0]).get("task")
     task = task or "text-classification"
     if task not in [*TASKS]:
         raise ValueError(f"task={task!r} is unknown.{did_you_mean(str(task), [*TASKS])}")

@@ -19,6 +19,16 @@ _NOT_HERE = {
     "poly": "the task of every row",
     "xlora": "adapters that are trained already",
 }
+# what is set of an adapter first
+_MOST_USED = {
+    "snnk": ("num_features", "kernel", "placement", "target_modules"),
+    "lora": ("r", "lora_alpha", "lora_dropout", "target_modules"),
+    "vera": ("r", "vera_dropout", "target_modules"),
+    "ia3": ("target_modules", "feedforward_modules"),
+    "prefix_tuning": ("num_virtual_tokens",),
+    "prompt_tuning": ("num_virtual_tokens",),
+    "p_tuning": ("num_virtual_tokens",),
+}
 # known from the rest of the arguments, or written by peft itself
 _OURS = {
     "task_type",
@@ -68,9 +78,26 @@ def adapter_config(name: str, keywords: dict[str, Any], **more: Any) -> PeftConf
         if key in _OURS:
             raise ValueError(f"adapter_kwargs: {key!r} follows from the other arguments.")
         if key not in options:
-            near = did_you_mean(str(key), [one for one in options if one not in _OURS])
-            raise ValueError(f"adapter_kwargs: {name} has no {key!r}.{near}")
+            raise ValueError(f"adapter_kwargs: {name} has no {key!r}.{_hint(name, key, options)}")
     try:
-        return kind(**keywords, **more)
+        config = kind(**keywords, **more)
     except (TypeError, ValueError) as error:
         raise ValueError(f"adapter={name!r}, adapter_kwargs={keywords!r}: {error}") from error
+    if config.is_prompt_learning and getattr(config, "num_virtual_tokens", 0) is None:
+        raise ValueError(
+            f"adapter={name!r} needs keywords: give adapter_kwargs such as "
+            '{"num_virtual_tokens": 20}.'
+        )
+    return config
+
+
+def _hint(name: str, key: str, options: list[str]) -> str:
+    """What may have been meant, what is mostly given, and all there is."""
+    used = _MOST_USED.get(name, ())
+    known = [one for one in options if one not in _OURS]
+    # "rank" is nearer to "r" than a comparison of letters says
+    begins = next((one for one in used if key.startswith(one)), None)
+    hint = did_you_mean(key, known)
+    if begins is not None:
+        hint = f" Did you mean {begins!r}? Known:{hint.partition(' Known:')[2]}"
+    return (f" Most used: {', '.join(used)}." if used else "") + hint

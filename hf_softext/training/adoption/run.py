@@ -22,7 +22,14 @@ from hf_softext.catalog import find
 from hf_softext.data.texts import read_texts
 from hf_softext.training.adoption.scale import calibrate_scale
 from hf_softext.training.adoption.trainer import AdoptionArguments, AdoptionTrainer, EaseIn
-from hf_softext.training.checkpoints import claim, needed, publish, train_to_end
+from hf_softext.training.checkpoints import (
+    TRAINING_IDENTITY,
+    check_new,
+    claim,
+    needed,
+    publish,
+    train_to_end,
+)
 from hf_softext.training.model_card import write_adoption_card
 from hf_softext.training.pretrained import pretrained_class
 from hf_softext.version import __version__
@@ -37,14 +44,7 @@ _IDENTITY = [
     "max_length",
     "anneal",
     "freeze_embeddings",
-    "max_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
+    *TRAINING_IDENTITY,
 ]
 
 
@@ -91,8 +91,7 @@ def adopt(args: AdoptionArguments) -> AdoptionResult:
     texts = read_texts(Path(needed(args, "data")), args.column)
     source = needed(args, "model")
     needed(args, "output_dir")
-    if final.exists():
-        raise FileExistsError(f"output_dir={str(final)!r} exists: remove it or choose another.")
+    check_new(final)
     args = copy(args)
     args.output_dir = str(work)
 

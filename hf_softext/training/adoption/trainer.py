@@ -13,6 +13,7 @@ from hf_softext.attention._common import AttentionMethod
 from hf_softext.attention.record import write_blocks
 from hf_softext.training.adoption.loss import adoption_loss, layer_centers, mean_pool
 from hf_softext.training.arguments import json_object
+from hf_softext.training.processes import check_joined
 
 
 @dataclass
@@ -125,6 +126,7 @@ class AdoptionTrainer(Trainer):
         # transformers before 5.19 reads "already scaled" from the presence of compute_loss_func;
         # it is never called
         super().__init__(model=model, args=args, compute_loss_func=adoption_loss, **kwargs)
+        check_joined(self.args)
         self.teacher: Any = teacher.requires_grad_(False).eval().to(args.device)
         self._centers: list[Tensor] | None = None
         if args.freeze_embeddings:

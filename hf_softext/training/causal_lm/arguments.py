@@ -59,7 +59,13 @@ class CausalLMArguments(SoftextArguments, TrainingArguments):
     column: str = field(
         default="text", metadata={"help": "The column of a table that holds the text."}
     )
-    length: int = field(default=1024, metadata={"help": "Tokens in a training window."})
+    length: int = field(
+        default=None,  # pyright: ignore[reportAssignmentType]  a number when a run has begun
+        metadata={
+            "help": "Tokens in a training window; by default 1024, or as many as the model has "
+            "positions where these are fewer."
+        },
+    )
     held_out: float = field(
         default=0.1,
         metadata={"help": "Share of the text, its last part, that is tested on and never seen."},

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from hf_softext.training.causal_lm.data import Windows
 from hf_softext.training.causal_lm.passkey import PasskeyTask
@@ -44,6 +45,7 @@ def loss_by_length(
     amount: int | None = None,
     batch_tokens: int = 4096,
     accelerator: Accelerator | None = None,
+    progress: bool = False,
 ) -> dict[int, float]:
     r"""Mean cross-entropy for each length of window, in nats per predicted token.
 
@@ -61,6 +63,7 @@ def loss_by_length(
         batch_tokens: tokens in a batch; a batch is one window where that is longer. Changes memory
             and speed, not the result.
         accelerator: that of a run on several processes, all of which must call this.
+        progress: show a bar.
 
     Returns:
         The loss for each length.
@@ -75,10 +78,12 @@ def loss_by_length(
         )
     used = min(len(tokens), max(amount or len(tokens), longest)) // longest * longest
     losses = {}
-    for length in lengths:
-        windows = Windows(tokens[:used], length)
-        summed = _measure(model, windows, _summed_loss, batch_tokens // length, accelerator)
-        losses[length] = summed.sum().item() / (len(windows) * (length - 1))
+    with _bar("loss by length", used * len(lengths), progress) as bar:
+        for length in lengths:
+            windows = Windows(tokens[:used], length)
+            size = batch_tokens // length
+            summed = _measure(model, windows, _summed_loss, size, accelerator, bar)
+            losses[length] = summed.sum().item() / (len(windows) * (length - 1))
     return losses
 
 
@@ -93,6 +98,7 @@ def passkey_accuracy(
     seed: int = 0,
     batch_tokens: int = 4096,
     accelerator: Accelerator | None = None,
+    progress: bool = False,
 ) -> list[PasskeyScore]:
     """How often a model repeats a number that is hidden in held-out text.
 
@@ -109,22 +115,29 @@ def passkey_accuracy(
         seed: of the numbers and the text.
         batch_tokens: as for `loss_by_length`.
         accelerator: as for `loss_by_length`.
+        progress: show a bar.
 
     Returns:
         A score for each length and depth.
     """
     scores = []
-    for length in lengths:
-        for depth in depths:
+    places = [(length, depth) for length in lengths for depth in depths]
+    total = samples * sum(length for length, _ in places)
+    with _bar("passkeys", total, progress) as bar:
+        for length, depth in places:
             choose = random.Random(f"{seed} {length} {depth}")
             starts = [choose.randint(0, len(tokens) - length) for _ in range(samples)]
             rows = [
                 task.window(tokens[start : start + length].long(), choose, depth)
                 for start in starts
             ]
-            right = _measure(model, rows, _all_right, batch_tokens // length, accelerator)
+            right = _measure(model, rows, _all_right, batch_tokens // length, accelerator, bar)
             scores.append(PasskeyScore(length, depth, right.double().mean().item(), samples))
     return scores
+
+
+def _bar(title: str, tokens: int, shown: bool) -> Any:
+    return tqdm(total=tokens, desc=title, unit=" tokens", unit_scale=True, disable=not shown)
 
 
 @torch.no_grad()
@@ -134,6 +147,7 @@ def _measure(
     measure: Callable[[Tensor, Tensor], Tensor],
     batch_size: int,
     accelerator: Accelerator | None,
+    bar: Any,
 ) -> Tensor:
     """One number for each row, from its logits and labels, which are shifted to each other."""
     loader: Any = DataLoader(rows, batch_size=max(1, batch_size))
@@ -148,8 +162,9 @@ def _measure(
         # as in training: a model that was only loaded does not switch to half precision by itself
         with nullcontext() if accelerator is None else accelerator.autocast():
             logits = model(input_ids=ids, use_cache=False)["logits"]
-        value = measure(logits[:, :-1], labels[:, 1:])
+        value: Any = measure(logits[:, :-1], labels[:, 1:])
         found.append(value if accelerator is None else accelerator.gather_for_metrics(value))
+        bar.update(len(found[-1]) * ids.shape[1])
     model.train(was_training)
     return torch.cat(found)
 

@@ -16,6 +16,9 @@ from hf_softext.catalog import did_you_mean, find, methods
 from hf_softext.training.causal_lm.byte_tokenizer import byte_tokenizer
 from hf_softext.training.model_hook import ModelHook
 
+# tokens in a training window, by default
+LENGTH = 1024
+
 
 def load_tokenizer(tokenizer: str | None, model: str | None) -> Any:
     """A tokenizer: "bytes", a hub id or a folder; by default the model's own, else "bytes"."""
@@ -123,6 +126,24 @@ def load_model(source: str, hook: ModelHook) -> tuple[Any, torch.dtype]:
     stored = AutoConfig.from_pretrained(source).dtype
     model = hook.load(AutoModelForCausalLM, source, dtype=torch.float32)
     return model, stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def default_length(source: str | None, overrides: dict[str, Any]) -> int:
+    """Tokens in a window where nothing is said: 1024, or the model's positions if these are fewer.
+
+    Args:
+        source: a config or a checkpoint: a file, a folder or a hub id; None: a model of its type's
+            sizes, which gets as many positions as it needs.
+        overrides: of its config.
+    """
+    limit = overrides.get("max_position_embeddings")
+    if limit is None and source is not None:
+        limit = getattr(_text_config(source), "max_position_embeddings", None)
+    return min(LENGTH, limit or LENGTH)
+
+
+def _text_config(source: str) -> Any:
+    return AutoConfig.from_pretrained(source).get_text_config()
 
 
 def last_position(model: Any) -> int | None:

@@ -25,6 +25,7 @@ from hf_softext.training.causal_lm.extrapolation import (
 )
 from hf_softext.training.causal_lm.model import (
     check_attention,
+    default_length,
     describe_source,
     fresh_config,
     last_position,
@@ -33,7 +34,14 @@ from hf_softext.training.causal_lm.model import (
     set_attention,
 )
 from hf_softext.training.causal_lm.passkey import PasskeyTask
-from hf_softext.training.checkpoints import claim, needed, publish, train_to_end
+from hf_softext.training.checkpoints import (
+    TRAINING_IDENTITY,
+    check_new,
+    claim,
+    needed,
+    publish,
+    train_to_end,
+)
 from hf_softext.training.loss_state import forget_loss
 from hf_softext.training.model_card import write_causal_lm_card
 from hf_softext.training.model_hook import ModelHook
@@ -54,27 +62,13 @@ _IDENTITY = [
     "tokenizer",
     "attention",
     "attention_parameters",
-    "loss",
-    "loss_kwargs",
     "data",
     "data_config",
     "column",
     "length",
     "held_out",
     "passkey_share",
-    "max_steps",
-    "num_train_epochs",
-    "optim",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "bf16",
-    "fp16",
-    "seed",
+    *TRAINING_IDENTITY,
 ]
 
 
@@ -130,10 +124,11 @@ def train_causal_lm(args: CausalLMArguments, hook: ModelHook | None = None) -> C
     data, hook = needed(args, "data"), hook or ModelHook()
     args.check()
     check_attention(args.attention, args.method_parameters())
-    if final.exists():
-        raise FileExistsError(f"output_dir={str(final)!r} exists: remove it or choose another.")
+    check_new(final)
     args = copy(args)
     args.output_dir = str(work)
+    if args.length is None:
+        args.length = default_length(args.model or args.config, args.overrides())
 
     tokenizer = load_tokenizer(args.tokenizer, args.model)
     with args.main_process_first(desc="reading the text"):
@@ -145,12 +140,13 @@ def train_causal_lm(args: CausalLMArguments, hook: ModelHook | None = None) -> C
 
     def own_work() -> None:
         with args.main_process_first(desc="claiming the work folder"):
-            claim(work, args, [name for name in _IDENTITY if hasattr(args, name)])
+            claim(work, args, _IDENTITY)
 
     source = hook.source(args, tokenizer, train, own_work) if args.model else None
     set_seed(args.seed)
     model, stored = _build(args, source, tokenizer, hook)
     lengths = _test_lengths(args, len(test), last_position(model))
+    _warn_of_positions(args.length, model)
     use_cache = getattr(model.config, "use_cache", None)
     own_work()
     trainer = SoftextTrainer(
@@ -164,6 +160,7 @@ def train_causal_lm(args: CausalLMArguments, hook: ModelHook | None = None) -> C
     train_to_end(trainer, work)
 
     common = {"batch_tokens": args.test_batch_tokens, "accelerator": trainer.accelerator}
+    common["progress"] = trainer.is_world_process_zero() and not args.disable_tqdm
     losses = loss_by_length(trainer.model, test, lengths, amount=args.test_tokens, **common)
     passkeys: list[PasskeyScore] = []
     if task is not None and args.passkey_samples > 0:
@@ -221,6 +218,17 @@ def _test_lengths(args: CausalLMArguments, held_out: int, last: int | None) -> l
         reason += "" if last is None else f", and the model has {last} positions"
         warnings.warn(f"not tested at {left_out} tokens: {reason}.", UserWarning, stacklevel=3)
     return [length for length in wanted if length <= limit]
+
+
+def _warn_of_positions(length: int, model: Any) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        warnings.warn(
+            f"length={length} is above the model's max_position_embeddings={limit}: it computes "
+            "positions that it was not trained on.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _build(

@@ -22,7 +22,14 @@ from transformers import (
 from hf_softext.catalog import find
 from hf_softext.data.labelled import Labels, find_labels, read_labelled
 from hf_softext.training.causal_lm.model import describe_source, set_attention
-from hf_softext.training.checkpoints import claim, needed, publish, train_to_end
+from hf_softext.training.checkpoints import (
+    TRAINING_IDENTITY,
+    check_new,
+    claim,
+    needed,
+    publish,
+    train_to_end,
+)
 from hf_softext.training.classifier.arguments import ClassifierArguments
 from hf_softext.training.classifier.card import write_classifier_card
 from hf_softext.training.classifier.scores import classification_scores
@@ -52,31 +59,7 @@ _IDENTITY = [
     "attention",
     "attention_parameters",
     "freeze_encoder",
-    "loss",
-    "loss_kwargs",
-    "perp_grad",
-    "max_steps",
-    "num_train_epochs",
-    "optim",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "optim_args",
-    "max_grad_norm",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "bf16",
-    "fp16",
-    "seed",
-    "data_seed",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
+    *TRAINING_IDENTITY,
 ]
 
 
@@ -130,8 +113,7 @@ def train_classifier(
     source, hook = needed(args, "model"), hook or ModelHook()
     args.check()
     find(args.loss, "loss")
-    if final.exists():
-        raise FileExistsError(f"output_dir={str(final)!r} exists: remove it or choose another.")
+    check_new(final)
     args = copy(args)
     args.output_dir = str(work)
 
@@ -143,7 +125,7 @@ def train_classifier(
 
     def own_work() -> None:
         with args.main_process_first(desc="claiming the work folder"):
-            claim(work, args, [name for name in _IDENTITY if hasattr(args, name)])
+            claim(work, args, _IDENTITY)
 
     source = hook.source(args, tokenizer, train, own_work)
     set_seed(args.seed)

@@ -19,7 +19,7 @@ from hf_softext.quantization.baq.sequences import continues_text
 from hf_softext.quantization.baq.size import SizeReport, estimate, file_bytes, size_report
 from hf_softext.quantization.baq.work_folder import ModuleReport
 from hf_softext.training.causal_lm.model import check_attention, describe_source, load_tokenizer
-from hf_softext.training.checkpoints import claim, needed, publish
+from hf_softext.training.checkpoints import check_new, claim, needed, publish
 from hf_softext.training.pretrained import Source, pretrained_class
 from hf_softext.training.quantize.arguments import QuantizeArguments
 from hf_softext.training.quantize.points import Point, Points, planned
@@ -116,8 +116,7 @@ def quantize(
     check_attention(args.attention, args.method_parameters())
     if args.report and importlib.util.find_spec("matplotlib") is None:
         raise ImportError('report=True needs matplotlib: pip install "hf-softext[plots]"')
-    if final.exists():
-        raise FileExistsError(f"output_dir={name!r} exists: remove it or choose another.")
+    check_new(final)
     state = PartialState(cpu=args.use_cpu)
     config = AutoConfig.from_pretrained(source)
     _check_plain(source, config)
@@ -135,6 +134,8 @@ def quantize(
     if work.exists():
         claim(work, args, _IDENTITY)
     points = Points(work / "points", loaded, held_out)
+    if points.kept:
+        tell(f"{work} continues")
     if held_out is not None and "original" not in points.kept:
         tell("measuring the original on the held-out text")
     before = points.original()

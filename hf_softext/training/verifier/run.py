@@ -29,7 +29,7 @@ from hf_softext.heads.sdm.rows import check_counts, check_labels
 from hf_softext.heads.sdm.verifier import POOLING, check_decoder, check_flags, positions
 from hf_softext.heads.token_rows import token_rows
 from hf_softext.training.causal_lm.model import describe_source, load_tokenizer
-from hf_softext.training.checkpoints import claim, needed, publish
+from hf_softext.training.checkpoints import check_new, claim, needed, publish
 from hf_softext.training.training_report import REPORT, check_report
 from hf_softext.training.verifier.arguments import SETTINGS, VerifierArguments
 from hf_softext.training.verifier.card import write_head_card
@@ -137,8 +137,7 @@ def fit_verifier(args: VerifierArguments) -> VerifierResult | None:
     source = needed(args, "model")
     args.check()
     check_report(args.report)
-    if final.exists():
-        raise FileExistsError(f"output_dir={str(final)!r} exists: remove it or choose another.")
+    check_new(final)
     state = PartialState(cpu=args.use_cpu)
     model_config = AutoConfig.from_pretrained(source)
     tokenizer = load_tokenizer(args.tokenizer, source)

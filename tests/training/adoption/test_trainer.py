@@ -258,9 +258,10 @@ def test_existing_output_and_foreign_partial_run_are_left_alone(bert_folder, tex
     work = tmp_path / "new.partial"
     work.mkdir()
     (work / "request.json").write_text(json.dumps({"model": "another"}), encoding="utf-8")
+    (work / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"unfinished run with another model, attention"):
         adopt(arguments(tmp_path / "new", **given))
-    assert [path.name for path in work.iterdir()] == ["request.json"]
+    assert {path.name for path in work.iterdir()} == {"request.json", "model.safetensors"}
 
 
 def test_tables_are_read_and_empty_text_is_refused(bert_folder, tmp_path):

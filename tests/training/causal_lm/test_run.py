@@ -227,8 +227,9 @@ def test_interrupted_run_continues_to_the_same_weights(text, tmp_path, monkeypat
     assert [path.name for path in (tmp_path / "cut.partial").glob("checkpoint-*")] == [
         "checkpoint-3"
     ]
-    with pytest.raises(ValueError, match="unfinished run with another learning_rate, seed"):
-        train_causal_lm(arguments(tmp_path / "cut", text, **given, learning_rate=1.0, seed=1))
+    other = {"learning_rate": 1.0, "max_grad_norm": 3.0, "seed": 1}
+    with pytest.raises(ValueError, match="with another learning_rate, max_grad_norm, seed"):
+        train_causal_lm(arguments(tmp_path / "cut", text, **given, **other))
     # and once more, after the last step
     with monkeypatch.context() as patch:
         patch.setattr(causal_lm, "loss_by_length", interrupt)

@@ -90,6 +90,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     rows,
     tmp_path,
     monkeypatch,
+    capsys,
 ):
     given = {"loss": "aldr_kl", "num_train_epochs": 1, "save_strategy": "steps", "save_steps": 3}
     train_classifier(arguments(tmp_path / "whole", bert_folder, rows, **given))
@@ -110,6 +111,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     with pytest.raises(ValueError, match="unfinished run with another loss"):
         train_classifier(arguments(tmp_path / "cut", bert_folder, rows, **{**given, "loss": "ce"}))
     train_classifier(arguments(tmp_path / "cut", bert_folder, rows, **given))
+    assert "cut.partial continues from step 3\n" in capsys.readouterr().out
     whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
 
@@ -154,6 +156,14 @@ def test_mistakes(given, message, bert_folder, rows, tmp_path):
     with pytest.raises(ValueError, match=message):
         train_classifier(arguments(tmp_path / "out", bert_folder, rows, **given))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_failed_before_its_first_checkpoint_is_in_nobodys_way(bert_folder, rows, tmp_path):
+    wrong = {"loss": "gce", "loss_kwargs": {"q": 1.5}, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"q=1.5"):
+        train_classifier(arguments(tmp_path / "out", bert_folder, rows, **wrong))
+    right = wrong | {"loss_kwargs": {"q": 0.5}}
+    assert train_classifier(arguments(tmp_path / "out", bert_folder, rows, **right)).scores
 
 
 def test_labels_are_classes_lists_or_values(tmp_path):

@@ -203,9 +203,9 @@ def test_run_that_broke_off_anywhere_continues_to_the_same_file(
         quantize(arguments(cut, llama_folder, texts, bits=5, seed=1))
     # the second block is left to solve, seven of its weights
     with monkeypatch.context() as patch:
-        calls = stop_after(7, patch, calibrate, "solve")
-        quantize(args)
-    assert len(calls) == 7
+        calls, told = stop_after(7, patch, calibrate, "solve"), []
+        quantize(args, told.append)
+    assert (len(calls), told[0]) == (7, f"{cut}.partial continues")
     assert contents(tmp_path / "whole" / "out") == contents(cut)
     assert not cut.with_name("out.partial").exists()
 
