@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from hf_softext.demo.corpora import clinc150
+from hf_softext.demo.corpora import BANKING, clinc150
 from hf_softext.demo.sentence import minilm
 from hf_softext.heads.features import extract_features
 
@@ -153,22 +153,3 @@ def halves(y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 @cache
 def _encoder():
     return AutoModel.from_pretrained(minilm()).eval(), AutoTokenizer.from_pretrained(minilm())
-
-
-BANKING = (
-    "account_blocked",
-    "balance",
-    "bill_balance",
-    "bill_due",
-    "freeze_account",
-    "interest_rate",
-    "min_payment",
-    "order_checks",
-    "pay_bill",
-    "pin_change",
-    "report_fraud",
-    "routing",
-    "spending_history",
-    "transactions",
-    "transfer",
-)

@@ -21,26 +21,9 @@ given = parser.parse_args()
 from transformers import AutoModel, AutoTokenizer, pipeline  # noqa: E402
 
 from hf_softext import SdmForSequenceClassification, SdmHead  # noqa: E402
-from hf_softext.demo.corpora import clinc150  # noqa: E402
+from hf_softext.demo.corpora import BANKING, clinc150  # noqa: E402
 from hf_softext.demo.sentence import minilm  # noqa: E402
 
-INTENTS = [
-    "account_blocked",
-    "balance",
-    "bill_balance",
-    "bill_due",
-    "freeze_account",
-    "interest_rate",
-    "min_payment",
-    "order_checks",
-    "pay_bill",
-    "pin_change",
-    "report_fraud",
-    "routing",
-    "spending_history",
-    "transactions",
-    "transfer",
-]
 QUERIES = [
     "please freeze my card",
     "what is the minimum payment on my visa",
@@ -50,7 +33,7 @@ QUERIES = [
 ]
 
 data = clinc150()
-train = [{"text": text, "label": label} for text, label in data["train"] if label in INTENTS]
+train = [{"text": text, "label": label} for text, label in data["train"] if label in BANKING]
 model, tokenizer = (kind.from_pretrained(minilm()) for kind in (AutoModel, AutoTokenizer))
 # the mean of the states, as that is what this model was trained to make sentences alike by
 head = SdmHead.fit(model, tokenizer, train, alpha=given.alpha, pooling="mean")
@@ -64,8 +47,8 @@ for query, found in zip(QUERIES, answer(QUERIES), strict=True):
     print(f"{query}\n  {found['label']}, {found['score']:.3f} ({verdict})")
     print(f"  nearest: {found['exemplars'][0]['text']} [{found['exemplars'][0]['label']}]")
 
-known = [(text, label) for text, label in data["test"] if label in INTENTS]
-strange = [text for text, label in data["test"] if label not in INTENTS]
+known = [(text, label) for text, label in data["test"] if label in BANKING]
+strange = [text for text, label in data["test"] if label not in BANKING]
 found = answer([text for text, _ in known], batch_size=32)
 right = [x["label"] == label for x, (_, label) in zip(found, known, strict=True) if x["admit"]]
 print(f"\nof {len(known)} test queries {len(right)} are admitted, {sum(right)} of them right")

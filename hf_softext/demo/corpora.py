@@ -6,6 +6,25 @@ import random
 from functools import cache
 from importlib import resources
 
+# the intents of CLINC150's domain of this name
+BANKING = (
+    "account_blocked",
+    "balance",
+    "bill_balance",
+    "bill_due",
+    "freeze_account",
+    "interest_rate",
+    "min_payment",
+    "order_checks",
+    "pay_bill",
+    "pin_change",
+    "report_fraud",
+    "routing",
+    "spending_history",
+    "transactions",
+    "transfer",
+)
+
 
 def _read(name: str) -> str:
     return lzma.decompress(

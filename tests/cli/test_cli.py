@@ -1,10 +1,12 @@
 """The command line, as a user types it."""
 
 import shutil
+import warnings
 
 import pytest
 import transformers as hf
 
+from hf_softext import cli
 from hf_softext.catalog import CATALOG
 from hf_softext.cli import main
 from hf_softext.cli.plain_math import plain_math
@@ -153,3 +155,19 @@ def test_demo_does_not_replace_a_folder_that_is_not_its_own(softext, tmp_path):
     assert "not an earlier demonstration" in err
     assert (keep / "thesis.tex").exists()
     shutil.rmtree(keep)
+
+
+def test_a_warning_that_concerns_the_user_is_one_line(capsys, monkeypatch):
+    shown = []
+
+    def run():
+        for category in (UserWarning, FutureWarning):
+            warnings.warn("x is odd", category, stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        monkeypatch.setattr(warnings, "showwarning", lambda *given: shown.append(given[1]))
+        cli.main()
+    assert capsys.readouterr().err == "softext: x is odd\n"
+    assert shown == [FutureWarning]

@@ -181,4 +181,7 @@ def _source(head: SdmHead, folder: Path, model: str | None) -> str:
         if (place / "config.json").is_file():
             return str(place)
     known = (head.config.backbone or {}).get("name_or_path") or "an unnamed model"
-    raise ValueError(f"model is missing: the head was fitted behind {known}; name it with model.")
+    raise ValueError(
+        f"model is missing: the head was fitted behind {known}; name it (--model), or fit with "
+        "save_model, which puts the model into the folder."
+    )
