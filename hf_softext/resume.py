@@ -37,7 +37,10 @@ def claim(folder: Path, request: Mapping[str, Any]) -> None:
         return
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        # cut short, or something else's: nothing of it agrees
         found = {}
     changed = [name for name in wanted if found.get(name) != wanted[name]]
     if changed and _runs(found.get(_PROCESS)):

@@ -29,6 +29,18 @@ def test_a_claim_without_work_goes_to_the_next_run_and_one_with_work_stays(tmp_p
         claim(other, {"loss": "ce"})
 
 
+@pytest.mark.parametrize("content", [b"", b'{"loss": "g', b"[1]", b"\xff"], ids=repr)
+def test_a_damaged_claim_protects_work_and_nothing_else(content, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "request.json").write_bytes(content)
+    claim(folder, {"loss": "ce"})
+    (folder / "request.json").write_bytes(content)
+    (folder / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="unfinished run with another loss: repeat"):
+        claim(folder, {"loss": "ce"})
+
+
 def test_a_claim_of_a_run_that_goes_on_stays(tmp_path):
     folder = tmp_path / "run"
     say = (
